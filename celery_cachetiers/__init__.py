@@ -1,0 +1,40 @@
+"""Memoized Celery tasks: an in-process L1, a Redis L2, leases against stampedes, tags against stale values."""
+
+from importlib.metadata import version as _version
+
+from celery_cachetiers.app import CacheTiers
+from celery_cachetiers.entry import MISSING
+from celery_cachetiers.errors import (
+    CacheTiersError,
+    ConfigurationError,
+    NotCached,
+    TagError,
+    TierUnavailable,
+    UncacheableArgument,
+    UnusableEntry,
+)
+from celery_cachetiers.result import CachedResult
+from celery_cachetiers.task import CachedTask, CachedTaskMixin
+from celery_cachetiers.tasks import clear, invalidate_key, invalidate_tag, invalidate_tags
+
+__version__ = _version("celery-cachetiers")
+
+__all__ = [
+    "MISSING",
+    "CacheTiers",
+    "CacheTiersError",
+    "CachedResult",
+    "CachedTask",
+    "CachedTaskMixin",
+    "ConfigurationError",
+    "NotCached",
+    "TagError",
+    "TierUnavailable",
+    "UncacheableArgument",
+    "UnusableEntry",
+    "__version__",
+    "clear",
+    "invalidate_key",
+    "invalidate_tag",
+    "invalidate_tags",
+]

@@ -1,0 +1,248 @@
+"""The extension: one `CacheTiers` per Celery app. The only place that names concrete tiers and wires them together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from celery import Celery, current_app
+
+from celery_cachetiers.backplane.redis import RedisBackplane
+from celery_cachetiers.backplane.waiters import Waiters
+from celery_cachetiers.breaker import Breaker
+from celery_cachetiers.cache import Parts, TieredCache
+from celery_cachetiers.client import RedisClient
+from celery_cachetiers.clock import Clock, SystemClock
+from celery_cachetiers.codec import Codec
+from celery_cachetiers.errors import ConfigurationError
+from celery_cachetiers.events import Event, Events
+from celery_cachetiers.leases.keeper import Keeper
+from celery_cachetiers.metrics.tally import Counters
+from celery_cachetiers.policy import Policy, Settings
+from celery_cachetiers.settings import backend_redis, settings_of
+from celery_cachetiers.templates import checked_tag, escape_tag
+from celery_cachetiers.tiers.layout import Layout
+from celery_cachetiers.tiers.memory import MemoryTier
+from celery_cachetiers.tiers.redis import RedisStore
+
+logger = logging.getLogger("celery_cachetiers")
+
+_installed: weakref.WeakSet[CacheTiers] = weakref.WeakSet()
+
+
+class CacheTiers:
+    """Installs the extension in an app; a second call for the same app returns the same object.
+
+    Optional: the first `CachedTask` that is bound to an app does it. Call it in a process whose only use of the cache
+    is to invalidate, or to invalidate in a named app.
+
+    Concurrency: settings are read and connections are opened at first use, once, under a lock; anew after a fork.
+    """
+
+    app: Celery
+    events: Events
+    counters: Counters
+    clock: Clock
+    suspended: bool
+    """True makes every task run as if uncached; for tests."""
+    in_memory: bool
+    """True leaves Redis out at the next `reset`; for tests."""
+    tasks: weakref.WeakSet[Any]
+
+    def __new__(cls, app: Celery) -> CacheTiers:
+        """The app's extension, installed if it was not."""
+        existing = getattr(app, "_cachetiers", None)
+        if isinstance(existing, CacheTiers):
+            return existing
+        self = super().__new__(cls)
+        self.app = app
+        self.clock = SystemClock()
+        self.events, self.counters = Events(), Counters()
+        self.events.subscribe(self.counters)
+        self.events.subscribe(Log())
+        self.suspended = self.in_memory = False
+        self.tasks = weakref.WeakSet()
+        self._lock = threading.RLock()
+        self._settings: Settings | None = None
+        self._cache: TieredCache | None = None
+        app._cachetiers = self  # type: ignore[attr-defined]  # lives and dies with its app
+        _installed.add(self)
+        from celery_cachetiers.tasks import register
+
+        register(app)
+        return self
+
+    @property
+    def settings(self) -> Settings:
+        """The app's settings, resolved at first use. Raises `ConfigurationError`."""
+        if self._settings is None:
+            with self._lock:
+                if self._settings is None:
+                    self._settings = settings_of(self.app)
+        return self._settings
+
+    @property
+    def cache(self) -> TieredCache:
+        """The engine of this process, made at first use; nothing is connected before the first call."""
+        if self._cache is None:
+            with self._lock:
+                if self._cache is None:
+                    self._cache = self._build()
+        return self._cache
+
+    def codec(self, policy: Policy) -> Codec:
+        """The codec of one task's entries. Raises `ConfigurationError`."""
+        conf = self.app.conf
+        return Codec(
+            serializer=policy.cache_serializer or conf.result_serializer,
+            accept=conf.result_accept_content or conf.accept_content,
+            compression=self.settings.compression,
+            max_bytes=policy.max_bytes,
+            signing_keys=self.settings.signing_key,
+        )
+
+    def invalidate_tag(self, tag: str) -> None:
+        """Makes every entry under a tag a miss, in every process that reads L2, before it returns.
+
+        Raises:
+            TagError: The tag cannot be one.
+            TierUnavailable: Redis was not reached: the entries may still be served; repeat it.
+
+        Costs: 1 round trip, whatever the number of entries.
+        """
+        self.invalidate_tags([tag])
+
+    def invalidate_tags(self, tags: Sequence[str]) -> None:
+        """The same for several tags at once, in one round trip."""
+        if isinstance(tags, str):
+            raise TypeError(f"invalidate_tags takes a list of tags, not the string {tags!r}; see invalidate_tag")
+        self.cache.invalidate([escape_tag(checked_tag(tag)) for tag in tags])
+
+    def invalidate_key(self, key: str) -> None:
+        """Removes one entry by its key, as ``task.cache.key(...)`` gives it; a leader that computes it is refused."""
+        if not isinstance(key, str) or len(key) != 32 or not set(key) <= set("0123456789abcdef"):
+            raise ValueError(f"{key!r} is not a key: 32 hex characters, as task.cache.key(...) returns them")
+        self.cache.invalidate_key(key)
+
+    def clear(self, task: str | None = None) -> None:
+        """Makes every entry of one task (by name), or of the whole namespace, a miss. Costs: 1 round trip."""
+        self.cache.clear(task)
+
+    def reset(self) -> None:
+        """Closes connections and forgets settings, so that the next call reads ``app.conf`` anew; for tests."""
+        with self._lock:
+            cache, self._cache, self._settings = self._cache, None, None
+            for task in self.tasks:
+                task._memoized = None
+        if cache is not None:
+            cache.close()
+
+    def __repr__(self) -> str:
+        parts = self._cache.parts if self._cache is not None else "not used yet"
+        return f"<CacheTiers of {self.app!r}: {parts}>"
+
+    def _build(self) -> TieredCache:
+        settings = self.settings
+        where = self._where()
+        l1 = MemoryTier(settings.l1_maxsize, settings.l1_max_bytes, self.clock, trusted=where is None)
+        wake_ups = Waiters()
+        if where is None:
+            if not self.in_memory:
+                logger.warning("celery-cachetiers: no cachetiers_url and no Redis result backend: memory (L1) only")
+            return TieredCache(Parts(l1, wake_ups, self.clock, self.events))
+        url, options = where
+        breaker = Breaker(settings.breaker_window, self.clock, self._breaker_changed)
+        client = RedisClient(url, settings.timeout, breaker, **options)
+        layout = Layout(settings.namespace)
+        backplane = RedisBackplane(client, layout, _Ears(l1, wake_ups, self.events), self.clock)
+        store = RedisStore(client, layout, lambda: backplane.inbox, self._unusable)
+        keeper = Keeper(store, self.clock, lambda lost: self.events.emit(Event.LEASE_LOST, key=lost.digest))
+        return TieredCache(Parts(l1, wake_ups, self.clock, self.events, store, backplane, keeper))
+
+    def _where(self) -> tuple[str, dict[str, Any]] | None:
+        if self.in_memory:
+            return None
+        if self.settings.url is not None:
+            return self.settings.url, {}
+        return backend_redis(self.app)
+
+    def _breaker_changed(self, opened: bool) -> None:
+        self.events.emit(Event.BREAKER_OPENED if opened else Event.BREAKER_CLOSED)
+
+    def _unusable(self, reason: str) -> None:
+        self.events.emit(Event.UNUSABLE, reason=reason)
+
+    def _after_fork(self) -> None:
+        self._lock = threading.RLock()
+        self.counters.reset_after_fork()
+        if self._cache is not None:
+            self._cache.reset_after_fork()
+
+
+class _Ears:
+    """What a message on the backplane does in this process."""
+
+    def __init__(self, l1: MemoryTier, wake_ups: Waiters, events: Events) -> None:
+        self._l1, self._wake_ups, self._events = l1, wake_ups, events
+
+    def invalidated(self, names: Sequence[str]) -> None:
+        self._l1.invalidate(names)
+
+    def woken(self, digest: str) -> None:
+        self._wake_ups.wake(digest)
+
+    def heard(self, trusted_until: float) -> None:
+        self._l1.trusted_until = trusted_until
+
+    def gap(self) -> None:
+        self._l1.distrust()
+        self._wake_ups.wake_all()
+        self._events.emit(Event.GAP)
+
+
+class Log:
+    """Tells the log what an operator must know: once per state, never per call."""
+
+    _LINES: dict[Event, tuple[int, str]] = {
+        Event.BREAKER_OPENED: (logging.WARNING, "Redis cannot be reached; tasks run uncached until it can"),
+        Event.BREAKER_CLOSED: (logging.INFO, "Redis answers again"),
+        Event.LEASE_LOST: (logging.WARNING, "a lease was lost while its task ran; the value goes to its caller only"),
+        Event.TAKEN_OVER: (logging.WARNING, "a leader outlasted wait_limit and was replaced"),
+        Event.UNUSABLE: (logging.DEBUG, "an entry could not be read or written"),
+        Event.FAILED_OPEN: (logging.DEBUG, "a call goes on without Redis"),
+    }
+
+    def __call__(self, event: Event, task: str, details: dict[str, object]) -> None:
+        line = self._LINES.get(event)
+        if line is not None:
+            logger.log(line[0], "celery-cachetiers: %s%s %s", f"{task}: " if task else "", line[1], details or "")
+
+
+def installed() -> CacheTiers:
+    """The extension of the current app, else of the process' only app that has it.
+
+    Raises:
+        ConfigurationError: None has it, or several have and none is current.
+    """
+    current = getattr(current_app._get_current_object(), "_cachetiers", None)
+    if isinstance(current, CacheTiers):
+        return current
+    everywhere = list(_installed)
+    if len(everywhere) == 1:
+        return everywhere[0]
+    allowed = "exactly one app with CacheTiers(app) or a CachedTask; or call CacheTiers(app).invalidate_tag(...)"
+    raise ConfigurationError("app", [each.app.main for each in everywhere], allowed)
+
+
+def _reset_children() -> None:
+    for extension in list(_installed):
+        extension._after_fork()
+
+
+_register: Callable[..., None] | None = getattr(os, "register_at_fork", None)
+if _register is not None:
+    _register(after_in_child=_reset_children)

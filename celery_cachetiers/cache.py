@@ -1,0 +1,415 @@
+"""The read and write flow: L1, then L2, then one compute under a lease. What to do is decided in `decisions`.
+
+Every fault of L2 ends here: a read goes on without it, and the task's own exception is the only one that leaves
+`TieredCache.fetch`. Explicit writes and invalidations let the fault through, as nobody else would hear of it.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from celery_cachetiers.call import Call
+from celery_cachetiers.clock import Clock
+from celery_cachetiers.decisions import (
+    Action,
+    Freshness,
+    Waiting,
+    after_lease,
+    freshness,
+    refresh_is_due,
+    times_of,
+)
+from celery_cachetiers.entry import MISSING, NONCE_BYTES, RawEntry, pack_body, unpack
+from celery_cachetiers.errors import TierUnavailable, UnusableEntry
+from celery_cachetiers.events import Event, Events
+from celery_cachetiers.flight import Flights, Landing
+from celery_cachetiers.leading import Inside, Leader, Lease
+from celery_cachetiers.ports import (
+    Backplane,
+    Compute,
+    Found,
+    Held,
+    Leading,
+    LeaseRequest,
+    LocalTier,
+    Mark,
+    Renewer,
+    Store,
+    WakeUps,
+)
+from celery_cachetiers.templates import key_tag, namespace_tag, task_tag
+
+UNPUSHED_WAIT = 0.1
+"""Seconds between two looks of a follower whom no wake-up can reach, as the backplane is away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A value that was found, and whether it wants a refresh."""
+
+    value: object
+    stale: bool = False
+    refresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a cache is made of. Without a store there is neither backplane nor keeper, and L1 is all there is."""
+
+    l1: LocalTier
+    wake_ups: WakeUps
+    clock: Clock
+    events: Events
+    store: Store | None = None
+    backplane: Backplane | None = None
+    keeper: Renewer | None = None
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One call on its way to a value; ``began`` starts over when it takes a lease from a leader."""
+
+    call: Call
+    compute: Compute
+    began: float
+    claim: str = ""
+    looked: bool = False
+    refresh: bool = False
+    take_over: str = ""
+    waited: bool = False
+    rejected: bytes | None = None
+
+
+class TieredCache:
+    """Memoizes calls.
+
+    Concurrency: thread-safe; after a fork the child must call `reset_after_fork` first.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.events = parts, parts.events
+        self._l1, self._store, self._clock = parts.l1, parts.store, parts.clock
+        self._flights, self._inside = Flights(), Inside()
+        self._leader = Leader(parts.l1, parts.clock, parts.events, self._inside)
+
+    def reset_after_fork(self) -> None:
+        """Leaves everything that belongs to the parent process."""
+        parts = self.parts
+        for part in (parts.l1, parts.store, parts.backplane, parts.keeper, parts.wake_ups, self._flights):
+            if part is not None:
+                part.reset_after_fork()
+        self._inside.digests = ()
+
+    def close(self) -> None:
+        """Ends threads and connections of this process."""
+        for part in (self.parts.keeper, self.parts.backplane, self._store):
+            if part is not None:
+                part.close()
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def recall(self, call: Call) -> object:
+        """The value in L1, or `MISSING`. Costs: nothing; a strict read 1 round trip."""
+        memo = call.memo
+        if not memo.policy.l1:
+            return MISSING
+        if self._inside.digests or memo.policy.consistency == "strict":
+            return self._recall_strictly(call)
+        return self._l1.get(call.digest, memo.tally)
+
+    def look(self, call: Call) -> Reading | None:
+        """The value in L1 or L2, stale ones included; ``None`` for a miss, or when L2 cannot be asked.
+
+        Costs: an L1 hit nothing, else 1 round trip.
+        """
+        value = self.recall(call)
+        if value is not MISSING:
+            return Reading(value)
+        try:
+            found = self._read(_Attempt(call, _never, 0.0)) if self._store is not None else None
+        except TierUnavailable as error:
+            self._fail_open(call, "read", error)
+            return None
+        if found is None:
+            return None
+        reading, _ = found
+        self.events.emit(Event.HIT, call.memo.task, tier="l2", stale=reading.stale)
+        return reading
+
+    def fetch(
+        self, call: Call, compute: Compute, *, claim: str = "", looked: bool = False, refresh: bool = False
+    ) -> object:
+        """The call's value after L1 has missed (`recall`): from L2, computed, or another's compute waited for.
+
+        Args:
+            compute: Runs the body; its exceptions pass through.
+            claim: The task id, to which a lease may have been handed.
+            looked: The caller has just missed: L2 is not read again before the lease, which looks too.
+            refresh: Compute even so, and replace.
+
+        Costs: L2 hit 1 round trip, miss 3 (look, lease, commit; 2 if ``looked``).
+        """
+        if call.digest in self._inside.digests:
+            return compute()
+        attempt = _Attempt(call, compute, self._clock.monotonic(), claim, looked or refresh, refresh)
+        if refresh or call.memo.policy.coalesce is False:
+            attempt.take_over = "*"
+            return self._descend(attempt)[0]
+        return self._fly(attempt)
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def put(self, call: Call, value: object, ttl: float | None = None) -> None:
+        """Replaces an entry; a leader that computes from an older state is refused.
+
+        Raises:
+            UnusableEntry: The value cannot be stored.
+            TierUnavailable: L2 was not reached, or would not store it.
+
+        Costs: 1 round trip.
+        """
+        policy = call.memo.policy
+        times = times_of(policy, policy.ttl if ttl is None else ttl, self._clock.time(), 0.0, random.random())
+        body = call.memo.codec.encode(value, times, call.tags, call.digest)
+        hard_ttl = times.expires_at - times.computed_at
+        try:
+            if self._store is not None:
+                keep_for = max(policy.hard_ttl, hard_ttl) + policy.lease_ttl
+                request = replace(self._request(_Attempt(call, _never, 0.0)), keep_for=keep_for)
+                self._store.put(request, body, hard_ttl)
+        finally:
+            self._l1.invalidate([key_tag(call.digest)])
+        if self._store is None:
+            raw = unpack(body + bytes(NONCE_BYTES * len(call.tags)))
+            self._leader.keep(call, lambda: self._decoded(call, raw), times, self._l1.mark(), None)
+        self.events.emit(Event.STORED, call.memo.task, key=call.digest, size=len(body))
+
+    def invalidate_key(self, digest: str, task: str = "") -> None:
+        """Removes an entry, and refuses a leader that computes it now. Raises `TierUnavailable`."""
+        try:
+            if self._store is not None:
+                self._store.fence(digest)
+        finally:
+            self._l1.invalidate([key_tag(digest)])
+        self.events.emit(Event.INVALIDATED, task, names=(key_tag(digest),))
+
+    def invalidate(self, tags: Sequence[str]) -> None:
+        """Makes everything under the tags a miss. Raises `TierUnavailable` when that is not certain.
+
+        Args:
+            tags: Escaped names.
+
+        Costs: 1 round trip, whatever the number of entries.
+        """
+        if not tags:
+            return
+        try:
+            if self._store is not None:
+                self._store.invalidate(tags)
+        finally:
+            self._l1.invalidate(tags)
+        self.events.emit(Event.INVALIDATED, names=tuple(tags))
+
+    def clear(self, task: str | None = None) -> None:
+        """Makes every entry of a task, or of the namespace, a miss. Costs and errors as `invalidate`."""
+        self.invalidate([namespace_tag() if task is None else task_tag(task)])
+
+    def hand_over(self, call: Call, task_id: str, *, only_if_stale: bool) -> bool:
+        """Takes the key's lease for a refresh message about to be sent; false if somebody else computes already."""
+        if self._store is None:
+            return False
+        now = self._clock.time() if only_if_stale else None
+        request = replace(
+            self._request(_Attempt(call, _never, 0.0)), now=now, hand_to=task_id, will_wait=False
+        )
+        try:
+            return isinstance(self._store.lease(request), Leading)
+        except TierUnavailable as error:
+            self._fail_open(call, "hand over", error)
+            return False
+
+    # -- on the way to a value --------------------------------------------------------------------------------------
+
+    def _recall_strictly(self, call: Call) -> object:
+        resident = self._l1.resident(call.digest)
+        if resident is None:
+            return MISSING
+        if self._store is not None:
+            try:
+                if resident.stamp is None or self._store.versions(call.tags) != resident.stamp:
+                    self._l1.discard(call.digest)
+                    return MISSING
+            except TierUnavailable as error:
+                self._fail_open(call, "validate", error)
+                return MISSING
+        self.events.emit(Event.HIT, call.memo.task, tier="l1", stale=False)
+        return resident.copy()
+
+    def _fly(self, attempt: _Attempt) -> object:
+        call = attempt.call
+        while True:
+            joined = self._clock.monotonic()
+            flight, leads = self._flights.join(call.digest)
+            if leads:
+                with self._flights.landing(call.digest, flight):
+                    value, flight.landing = self._descend(attempt)
+                    return value
+            waiting = self._waiting(attempt)
+            if not flight.done.wait(max(waiting.limit - waiting.waited, 0.0)):
+                return self._descend(attempt)[0]
+            landing = flight.landing
+            if landing is not None and landing.copy is None:
+                return self._descend(attempt)[0]
+            if landing is not None and landing.copy is not None and landing.validated_at >= joined:
+                self.events.emit(Event.COALESCED, call.memo.task, key=call.digest)
+                return landing.copy()
+            attempt.waited = True
+
+    def _descend(self, attempt: _Attempt) -> tuple[object, Landing]:
+        """L2, then a lease or a compute without one; what to share comes back with the value."""
+        call, compute = attempt.call, attempt.compute
+        mark = self._l1.mark() if self._store is None else None
+        lease: Lease | None = None
+        try:
+            found = self._resolve(attempt, self._store) if self._store is not None else None
+        except TierUnavailable as error:
+            self._fail_open(call, "lease", error)
+            found = None
+        if isinstance(found, Lease):
+            lease = found
+        elif found is not None:
+            return found
+        if not attempt.refresh:
+            self.events.emit(Event.MISS, call.memo.task, key=call.digest)
+        if lease is None or self._store is None or self.parts.keeper is None:
+            return self._leader.alone(call, compute, mark)
+        keeper = self.parts.keeper
+        return self._leader.lead(call, compute, lease, self._store, keeper, announce=attempt.refresh)
+
+    def _resolve(self, attempt: _Attempt, store: Store) -> tuple[object, Landing] | Lease | None:
+        """A value that was found, a lease to compute under, or ``None``: compute without one."""
+        if not attempt.looked:
+            attempt.looked = True
+            found = self._read(attempt)
+            if found is not None and not found[0].stale:
+                return self._answered(attempt, found[0].value, found[1], stale=False)
+        if self.parts.backplane is not None:
+            self.parts.backplane.start()
+        with self.parts.wake_ups.registered(attempt.call.digest) as woken:
+            while True:
+                woken.clear()
+                mark, asked = self._l1.mark(), self._clock.monotonic()
+                request = self._request(attempt)
+                answer = store.lease(request)
+                action, bound = after_lease(answer, self._waiting(attempt))
+                match action, answer:
+                    case Action.COMPUTE, Leading(stamp=stamp):
+                        return Lease(request, stamp, mark)
+                    case Action.ANSWER, Found(raw=raw):
+                        answered = self._answer(attempt, raw, mark, asked, stale=False)
+                        if answered is not None:
+                            return answered
+                    case Action.ANSWER_STALE, Held(stale=raw) if raw is not None:
+                        answered = self._answer(attempt, raw, mark, asked, stale=True)
+                        if answered is not None:
+                            return answered
+                    case Action.TAKE_OVER, Held(holder=holder):
+                        attempt.take_over, attempt.began = holder, self._clock.monotonic()
+                        self.events.emit(Event.TAKEN_OVER, attempt.call.memo.task, holder=holder)
+                    case Action.WAIT, _:
+                        attempt.waited = True
+                        woken.wait(bound if self._is_pushed() else min(bound, UNPUSHED_WAIT))
+                    case _:
+                        return None
+
+    def _read(self, attempt: _Attempt) -> tuple[Reading, Landing] | None:
+        """The valid entry in L2, fresh or stale; a fresh one goes to L1 too."""
+        call, store = attempt.call, self._store
+        assert store is not None
+        if self.parts.backplane is not None:
+            self.parts.backplane.start()
+        mark, asked = self._l1.mark(), self._clock.monotonic()
+        raw = store.read(call.digest, call.tags)
+        if raw is None:
+            return None
+        now = self._clock.time()
+        state = freshness(raw.header.times, now)
+        if state is Freshness.EXPIRED:
+            return None
+        value = self._decode(attempt, raw)
+        if value is MISSING:
+            return None
+        landing = Landing(lambda: self._decoded(call, raw), asked)
+        if state is Freshness.STALE:
+            return Reading(value, stale=True, refresh=True), landing
+        self._leader.keep(call, lambda: value, raw.header.times, mark, raw.stamp)
+        due = refresh_is_due(raw.header.times, call.memo.policy, now, 1.0 - random.random())
+        return Reading(value, refresh=due), landing
+
+    def _answer(
+        self, attempt: _Attempt, raw: RawEntry, mark: Mark, asked: float, *, stale: bool
+    ) -> tuple[object, Landing] | None:
+        """The value of an entry that came with the lease's answer; ``None`` if it is not usable: ask again."""
+        call = attempt.call
+        value = self._decode(attempt, raw)
+        if value is MISSING:
+            return None
+        if not stale:
+            self._leader.keep(call, lambda: value, raw.header.times, mark, raw.stamp)
+        return self._answered(attempt, value, Landing(lambda: self._decoded(call, raw), asked), stale=stale)
+
+    def _answered(
+        self, attempt: _Attempt, value: object, landing: Landing, *, stale: bool
+    ) -> tuple[object, Landing]:
+        task, digest = attempt.call.memo.task, attempt.call.digest
+        if attempt.waited and not stale:
+            self.events.emit(Event.COALESCED, task, key=digest)
+        else:
+            self.events.emit(Event.HIT, task, tier="l2", stale=stale)
+        return value, landing
+
+    def _decode(self, attempt: _Attempt, raw: RawEntry) -> object:
+        """The value, or `MISSING`: then the entry is remembered as one not to be offered again."""
+        try:
+            return self._decoded(attempt.call, raw)
+        except UnusableEntry as error:
+            attempt.rejected = pack_body(raw.header, raw.payload) + raw.stamp
+            task = attempt.call.memo.task
+            self.events.emit(Event.UNUSABLE, task, reason=error.reason, key=attempt.call.digest)
+            return MISSING
+
+    @staticmethod
+    def _decoded(call: Call, raw: RawEntry) -> object:
+        return call.memo.codec.decode(raw, call.digest)
+
+    def _request(self, attempt: _Attempt) -> LeaseRequest:
+        call, policy = attempt.call, attempt.call.memo.policy
+        return LeaseRequest(
+            digest=call.digest,
+            tags=call.tags,
+            token=f"{attempt.claim}:{secrets.token_hex(8)}",
+            lease_ttl=policy.lease_ttl,
+            keep_for=policy.hard_ttl + policy.lease_ttl,
+            now=None if attempt.refresh or attempt.take_over == "*" else self._clock.time(),
+            rejected=attempt.rejected,
+            claim=attempt.claim,
+            take_over=attempt.take_over,
+        )
+
+    def _waiting(self, attempt: _Attempt) -> Waiting:
+        policy, nested = attempt.call.memo.policy, bool(self._inside.digests)
+        limit = policy.lease_ttl if nested else policy.wait_limit
+        return Waiting(self._clock.monotonic() - attempt.began, limit, nested)
+
+    def _is_pushed(self) -> bool:
+        return self.parts.backplane is not None and self.parts.backplane.connected()
+
+    def _fail_open(self, call: Call, step: str, error: TierUnavailable) -> None:
+        self.events.emit(Event.FAILED_OPEN, call.memo.task, step=step, error=str(error))
+
+
+def _never() -> object:
+    raise AssertionError("an attempt that only reads has nothing to compute")

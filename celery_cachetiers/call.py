@@ -1,0 +1,49 @@
+"""One call of a memoized task, as the engine sees it: no Celery in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from celery_cachetiers.metrics.tally import Tally
+from celery_cachetiers.policy import Policy
+from celery_cachetiers.ports import Codec
+from celery_cachetiers.templates import key_tag
+
+
+@dataclass(frozen=True, slots=True)
+class Memo:
+    """What all calls of one task share."""
+
+    task: str
+    policy: Policy
+    codec: Codec
+    tally: Tally
+
+
+@dataclass(slots=True)
+class Call:
+    """A task, the key of its arguments, and the tags that they give it.
+
+    Attributes:
+        memo: The task's side.
+        digest: The key, 32 hex characters.
+        find_tags: Renders the tags, implicit ones first; asked at most once, and never for an L1 hit.
+    """
+
+    memo: Memo
+    digest: str
+    find_tags: Callable[[], tuple[str, ...]]
+    _tags: tuple[str, ...] | None = field(default=None, init=False)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags, in the order of the stamp."""
+        if self._tags is None:
+            self._tags = self.find_tags()
+        return self._tags
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything whose announcement ends an L1 copy of this call: its tags and its own key."""
+        return (*self.tags, key_tag(self.digest))

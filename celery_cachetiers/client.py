@@ -1,0 +1,200 @@
+"""One process' connections to one Redis server, bounded in time, and what counts as "cannot be reached".
+
+redis-py speaks the protocol; its client classes are left out of the path, as about half of a ``GET`` is spent in
+``execute_command``, its retries are hidden, and a key that holds the server's ``run_id`` must be built for the very
+connection that sends it. A command is therefore a function of that ``run_id``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from typing import Any, Final
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import Connection, ConnectionPool
+from redis.retry import Retry
+
+from celery_cachetiers.breaker import Breaker
+from celery_cachetiers.errors import TierUnavailable
+
+Argument = str | bytes | int | float
+Command = Sequence[Argument]
+Build = Callable[[str], Command]
+"""Makes a command for a connection, from its server's ``run_id`` ("" where INFO is denied)."""
+
+FAULTS: Final = (redis.RedisError, OSError)
+_ANSWERED: Final = redis.ResponseError
+
+
+class Script:
+    """One Lua script, sent by its hash and loaded where the server does not know it."""
+
+    def __init__(self, name: str) -> None:
+        source = resources.files("celery_cachetiers").joinpath("lua", f"{name}.lua")
+        self.source = source.read_bytes()
+        self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
+
+    def command(self, keys: Sequence[str], args: Sequence[Argument]) -> Command:
+        """The command that runs it."""
+        return ("EVALSHA", self.sha, len(keys), *keys, *args)
+
+
+class RedisClient:
+    """Sends commands, one connection per thread at a time, none shared with a parent process.
+
+    Concurrency: the idle connections are a deque, whose ends are thread-safe; a connection belongs to one caller
+    from `_borrow` to its return, and is closed if the caller is interrupted between sending and reading.
+
+    Args:
+        url: ``redis://``, ``rediss://`` or ``unix://``.
+        timeout: Seconds to connect, and for each read from the socket.
+        breaker: Asked before each command but those that must be tried.
+        options: More for redis-py's connection, such as ``ssl_ca_certs``.
+    """
+
+    def __init__(self, url: str, timeout: float, breaker: Breaker, **options: Any) -> None:
+        self.breaker = breaker
+        known = inspect.signature(redis.connection.AbstractConnection.__init__).parameters
+        quiet = {"driver_info": None} if "driver_info" in known else {"lib_name": None, "lib_version": None}
+        self._factory = ConnectionPool.from_url(
+            url,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+            redis_connect_func=_greet,
+            **quiet,
+            **options,
+        )
+        self.reset_after_fork()
+
+    def reset_after_fork(self) -> None:
+        """Leaves the parent's sockets alone and starts without connections."""
+        self._idle: deque[Connection] = deque()
+        self._factory.reset()
+        self.breaker.reset_after_fork()
+
+    def open(self) -> Connection:
+        """A connected connection that is the caller's own, to `close`."""
+        connection = self._factory.connection_class(**self._factory.connection_kwargs)
+        try:
+            connection.connect()
+        except FAULTS as error:
+            raise TierUnavailable(f"cannot connect: {error}") from error
+        return connection
+
+    def call(self, build: Build, *, must_try: bool = False) -> Any:
+        """Sends one command and returns its answer.
+
+        A connection that lay idle may have been closed by the server meanwhile: then, and only then, the command is
+        sent once more, on a new connection. Commands are written to bear that.
+
+        Args:
+            must_try: Does not ask the breaker first.
+
+        Raises:
+            TierUnavailable: Not reached, not in time, or refused (full, read-only, no permission).
+
+        Costs: 1 round trip; a new connection one or two more.
+        """
+        return self.pipeline((build,), must_try=must_try)[0]
+
+    def run(self, script: Script, build: Build, *, must_try: bool = False) -> Any:
+        """Runs a script, whose command `build` makes; loads it first where the server does not know it."""
+        try:
+            return self.call(build, must_try=must_try)
+        except TierUnavailable as error:
+            if not isinstance(error.__cause__, redis.exceptions.NoScriptError):
+                raise
+        return self.pipeline((lambda _: ("SCRIPT", "LOAD", script.source), build), must_try=must_try)[1]
+
+    def pipeline(self, builds: Sequence[Build], *, must_try: bool = False) -> list[Any]:
+        """Sends commands in one packet and returns their answers. Raises as `call`, if any of them failed."""
+        if not (must_try or self.breaker.allows()):
+            raise TierUnavailable("left alone after a failure")
+        try:
+            answers = self._send(builds)
+        except FAULTS as error:
+            self.breaker.failed()
+            raise TierUnavailable(str(error) or type(error).__name__) from error
+        self.breaker.succeeded()
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise TierUnavailable(str(answer)) from answer
+        return answers
+
+    def _send(self, builds: Sequence[Build]) -> list[Any]:
+        reused = bool(self._idle)
+        try:
+            with self._borrow() as connection:
+                return _exchange(connection, [build(connection.run_id) for build in builds])
+        except (redis.ConnectionError, OSError) as error:
+            if not reused or isinstance(error, TimeoutError):
+                raise
+        self._drop_idle()
+        with self._borrow() as connection:
+            return _exchange(connection, [build(connection.run_id) for build in builds])
+
+    @contextmanager
+    def _borrow(self) -> Iterator[Any]:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._factory.connection_class(**self._factory.connection_kwargs)
+        try:
+            connection.connect()
+            yield connection
+        except BaseException:
+            connection.disconnect()
+            raise
+        self._idle.append(connection)
+
+    def _drop_idle(self) -> None:
+        while True:
+            try:
+                self._idle.pop().disconnect()
+            except IndexError:
+                return
+
+    def close(self) -> None:
+        """Closes the idle connections; the client can be used again."""
+        self._drop_idle()
+
+
+def _exchange(connection: Connection, commands: Sequence[Command]) -> list[Any]:
+    if len(commands) == 1:
+        connection.send_command(*commands[0])
+        return [_answer(connection)]
+    connection.send_packed_command(connection.pack_commands(commands))
+    return [_answer(connection) for _ in commands]
+
+
+def _answer(connection: Connection) -> Any:
+    """An answer, or the error that the server answered with: the connection is in step either way."""
+    try:
+        return connection.read_response()
+    except redis.ConnectionError:
+        raise
+    except _ANSWERED as error:
+        return error
+
+
+def _greet(connection: Any) -> None:
+    """Runs on each new connection: redis-py's handshake, then the server's identity.
+
+    A server that restarts from an old snapshot, or a lagging replica that is promoted, has another ``run_id``.
+    """
+    connection.on_connect()
+    connection.run_id = ""
+    connection.send_command("INFO", "server")
+    answer = _answer(connection)
+    if isinstance(answer, bytes):
+        for line in answer.splitlines():
+            if line.startswith(b"run_id:"):
+                connection.run_id = line[7:].strip().decode("ascii")

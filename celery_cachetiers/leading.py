@@ -1,0 +1,190 @@
+"""A leader's work: run the body, store what it gave under the lease, free the lease whatever happened."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from celery_cachetiers.call import Call
+from celery_cachetiers.clock import Clock
+from celery_cachetiers.decisions import times_of
+from celery_cachetiers.entry import NONCE_BYTES, Times, unpack
+from celery_cachetiers.errors import TierUnavailable, UnusableEntry
+from celery_cachetiers.events import Event, Events
+from celery_cachetiers.flight import Landing
+from celery_cachetiers.ports import (
+    NOT_HELD,
+    OUT_OF_DATE,
+    STORED,
+    Compute,
+    LeaseRequest,
+    LocalTier,
+    Mark,
+    Renewer,
+    Store,
+)
+
+logger = logging.getLogger("celery_cachetiers")
+
+_REFUSED = {NOT_HELD: "lease lost", OUT_OF_DATE: "invalidated meanwhile"}
+
+
+class Inside(threading.local):
+    """The keys that the bodies on this thread's stack are computing."""
+
+    def __init__(self) -> None:
+        self.digests: tuple[str, ...] = ()
+
+    @contextmanager
+    def computing(self, digest: str) -> Iterator[None]:
+        """Notes a key for the length of its compute."""
+        before, self.digests = self.digests, (*self.digests, digest)
+        try:
+            yield
+        finally:
+            self.digests = before
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A lease that the caller holds, and the state of L1 from before it asked for it."""
+
+    request: LeaseRequest
+    stamp: bytes
+    mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """A body's value; ``body`` is ``None`` if it cannot be an entry, ``storable`` false if it is not to be one."""
+
+    value: object
+    times: Times
+    storable: bool
+    body: bytes | None
+
+
+class Leader:
+    """Computes, with a lease or without.
+
+    Concurrency: keeps nothing between calls.
+    """
+
+    def __init__(self, l1: LocalTier, clock: Clock, events: Events, inside: Inside) -> None:
+        self._l1, self._clock, self._events, self._inside = l1, clock, events, inside
+
+    def lead(
+        self, call: Call, compute: Compute, lease: Lease, store: Store, keeper: Renewer, *, announce: bool
+    ) -> tuple[object, Landing]:
+        """The body's value, and what followers in this process may share of it.
+
+        The body's exception passes through unchanged; the lease is free then, and the next in line leads.
+
+        Costs: 1 round trip after the body.
+        """
+        began = self._clock.monotonic()
+        outcome: int | None = None
+        try:
+            with keeper.keeping(lease.request):
+                computed = self._compute(call, compute)
+                sent = self._clock.monotonic()
+                if computed.storable and computed.body is not None:
+                    outcome = self._commit(call, computed, lease.request, store, announce)
+        finally:
+            if outcome is None:
+                _free(lease.request, store)
+        copy = _copier(call, computed.body, lease.stamp)
+        if outcome != STORED or copy is None:
+            return computed.value, Landing(copy, began)
+        self.keep(call, copy, computed.times, lease.mark, lease.stamp)
+        return computed.value, Landing(copy, sent)
+
+    def alone(self, call: Call, compute: Compute, mark: Mark | None) -> tuple[object, Landing]:
+        """The same without L2.
+
+        Args:
+            mark: Keeps the value in L1 under this mark, where L1 is all there is; ``None`` keeps it nowhere.
+        """
+        began = self._clock.monotonic()
+        computed = self._compute(call, compute)
+        copy = _copier(call, computed.body, bytes(NONCE_BYTES * len(call.tags)))
+        if mark is None or copy is None or not computed.storable or not self._l1.current(mark, call.names):
+            return computed.value, Landing(copy, began)
+        checked = self._clock.monotonic()
+        self.keep(call, copy, computed.times, mark, None)
+        return computed.value, Landing(copy, checked)
+
+    def keep(
+        self, call: Call, copy: Callable[[], object], times: Times, mark: Mark, stamp: bytes | None
+    ) -> None:
+        """Puts a value into L1 for as long as it is fresh."""
+        policy = call.memo.policy
+        ttl = min(policy.l1_ttl, times.fresh_until - self._clock.time())
+        if policy.l1 and ttl > 0 and self._l1.trusted():
+            self._l1.put(call.digest, copy(), call.names, ttl, mark, stamp=stamp, copy=policy.l1_copy)
+
+    def _compute(self, call: Call, compute: Compute) -> _Computed:
+        computed_at, began = self._clock.time(), self._clock.monotonic()
+        with self._inside.computing(call.digest):
+            value = compute()
+        seconds = self._clock.monotonic() - began
+        self._events.emit(Event.COMPUTED, call.memo.task, seconds=seconds)
+        ttl = self._ttl(call, value)
+        draw = random.random()
+        times = times_of(call.memo.policy, ttl or call.memo.policy.ttl, computed_at, seconds, draw)
+        try:
+            body = call.memo.codec.encode(value, times, call.tags, call.digest)
+        except UnusableEntry as error:
+            self._events.emit(Event.UNUSABLE, call.memo.task, reason=error.reason, key=call.digest)
+            body = None
+        return _Computed(value, times, ttl is not None, body)
+
+    def _ttl(self, call: Call, value: object) -> float | None:
+        """The value's TTL; ``None`` if the task's own callables would not have it stored, or fail."""
+        policy = call.memo.policy
+        try:
+            if policy.cache_if is not None and not policy.cache_if(value):
+                return None
+            ttl = policy.ttl_from(value) if policy.ttl_from is not None else None
+            ttl = policy.ttl if ttl is None else float(ttl)
+        except Exception:
+            logger.exception("celery-cachetiers: %s: cache_if or ttl_from failed; not stored", call.memo.task)
+            return None
+        return ttl if 0 < ttl < float("inf") else None
+
+    def _commit(
+        self, call: Call, computed: _Computed, request: LeaseRequest, store: Store, announce: bool
+    ) -> int | None:
+        """What the store answered; ``None`` if it could not be asked."""
+        body, times = computed.body or b"", computed.times
+        try:
+            outcome = store.commit(request, body, times.expires_at - times.computed_at, announce=announce)
+        except TierUnavailable as error:
+            self._events.emit(Event.FAILED_OPEN, call.memo.task, step="commit", error=str(error))
+            return None
+        if outcome == STORED:
+            self._events.emit(Event.STORED, call.memo.task, key=call.digest, size=len(body))
+        else:
+            reason = _REFUSED.get(outcome, "no room")
+            self._events.emit(Event.REFUSED, call.memo.task, key=call.digest, reason=reason)
+        return outcome
+
+
+def _copier(call: Call, body: bytes | None, stamp: bytes) -> Callable[[], object] | None:
+    if body is None:
+        return None
+    raw = unpack(body + stamp)
+    return lambda: call.memo.codec.decode(raw, call.digest)
+
+
+def _free(request: LeaseRequest, store: Store) -> None:
+    try:
+        store.release(request.digest, request.token)
+    except TierUnavailable:
+        pass  # it ends with its TTL
+    except Exception:
+        logger.exception("celery-cachetiers: freeing a lease failed")

@@ -1,0 +1,107 @@
+"""One thread per process that renews the leases of running computes, each at a third of its time.
+
+It decides when to renew; a lease that is lost meanwhile is reported and forgotten, and its compute goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from celery_cachetiers.clock import Clock
+from celery_cachetiers.errors import TierUnavailable
+from celery_cachetiers.ports import LeaseRequest, Store
+
+logger = logging.getLogger("celery_cachetiers")
+
+
+IDLE = 60.0
+"""Seconds between two looks while there is nothing to renew; a new lease ends the wait."""
+
+
+@dataclass(slots=True, eq=False)
+class _Kept:
+    request: LeaseRequest
+    due: float
+
+
+class Keeper:
+    """Renews leases while they are in its hands.
+
+    Concurrency: one condition guards the table; Redis is asked outside it. The thread starts with the first lease. To
+    keep a lease costs no wake-up of the thread while it looks around at least every third of the lease TTL.
+
+    Args:
+        on_lost: Called with the lease that turned out to be another's, in the keeper's thread.
+    """
+
+    def __init__(self, store: Store, clock: Clock, on_lost: Callable[[LeaseRequest], None]) -> None:
+        self._store, self._monotonic, self._on_lost = store, clock.monotonic, on_lost
+        self.reset_after_fork()
+
+    def reset_after_fork(self) -> None:
+        """Without leases and without a thread."""
+        self._changed = threading.Condition(threading.Lock())
+        self._kept: dict[str, _Kept] = {}
+        self._thread: threading.Thread | None = None
+        self._looks_at = float("inf")
+        self._closed = False
+
+    @contextmanager
+    def keeping(self, request: LeaseRequest) -> Iterator[None]:
+        """Keeps a lease alive until the block ends."""
+        kept = _Kept(request, self._monotonic() + request.lease_ttl / 3)
+        with self._changed:
+            self._kept[request.token] = kept
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._run, daemon=True, name="cachetiers-keeper")
+                self._thread.start()
+            if kept.due < self._looks_at:
+                self._changed.notify()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._kept.pop(request.token, None)
+
+    def close(self) -> None:
+        """Ends the thread; leases in its hands run out by themselves."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def __repr__(self) -> str:
+        return f"<Keeper: {len(self._kept)} leases>"
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if self._closed:
+                    return
+                now = self._monotonic()
+                soonest = min((kept.due for kept in self._kept.values()), default=now + IDLE)
+                self._looks_at = soonest
+                if soonest > now:
+                    self._changed.wait(soonest - now)
+                    now = self._monotonic()
+                due = [kept for kept in self._kept.values() if kept.due <= now]
+            for kept in due:
+                self._renew(kept)
+
+    def _renew(self, kept: _Kept) -> None:
+        kept.due = self._monotonic() + kept.request.lease_ttl / 3
+        try:
+            if self._store.renew(kept.request):
+                return
+        except TierUnavailable:
+            return  # tried again when it is due next; if it runs out meanwhile, the commit is refused
+        except Exception:
+            logger.exception("celery-cachetiers: renewing a lease failed")
+            return
+        with self._changed:
+            lost = self._kept.pop(kept.request.token, None)
+        if lost is not None:
+            self._on_lost(kept.request)

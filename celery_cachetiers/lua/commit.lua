@@ -1,0 +1,44 @@
+-- Stores what the leader computed, frees the lease and wakes the waiters.
+--
+-- KEYS  1 entry   2 lease   3 waiters   4.. versions of the tags
+-- ARGV  1 token   2 hard TTL, ms   3 least TTL of the versions, ms   4 body of the entry, without its stamp
+--       5 prefix of the inboxes   6 digest
+--       7 channel and 8 message that tell all processes to drop older copies, '' = none
+-- Returns  1 stored
+--          0 the token does not hold the lease: lost, fenced, or an earlier send of this commit has arrived
+--         -1 a tag was invalidated after the lease was taken: not stored, lease freed
+--         -2 the server would not store it (full): not stored, lease freed
+-- Atomic: comparing lease and stamp, storing, freeing. SET and PUBLISH run under pcall, because a script is not rolled
+-- back: neither a full server nor a missing channel permission may leave the lease behind.
+
+local lease = redis.call('GET', KEYS[2])
+if not lease then return 0 end
+local length = struct.unpack('<H', lease, 2)
+if string.sub(lease, 4, 3 + length) ~= ARGV[1] then return 0 end
+
+local stamp = string.sub(lease, 4 + length)
+local tags = #KEYS - 3
+local outcome = 1
+local nonces = tags > 0 and redis.call('MGET', unpack(KEYS, 4)) or {}
+for i = 1, tags do
+  if nonces[i] ~= string.sub(stamp, 8 * i - 7, 8 * i) then outcome = -1 end
+end
+if outcome == 1 then
+  local answer = redis.pcall('SET', KEYS[1], ARGV[4] .. stamp, 'PX', ARGV[2])
+  if answer.err then
+    outcome = -2
+    redis.pcall('UNLINK', KEYS[1])
+  else
+    for i = 1, tags do
+      if redis.call('PTTL', KEYS[3 + i]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[3 + i], ARGV[3]) end
+    end
+  end
+end
+
+redis.call('DEL', KEYS[2])
+for _, inbox in ipairs(redis.call('SMEMBERS', KEYS[3])) do
+  redis.pcall('PUBLISH', ARGV[5] .. inbox, ARGV[6])
+end
+redis.call('DEL', KEYS[3])
+if outcome == 1 and ARGV[7] ~= '' then redis.pcall('PUBLISH', ARGV[7], ARGV[8]) end
+return outcome

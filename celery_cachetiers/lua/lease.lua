@@ -1,0 +1,80 @@
+-- Looks again for an entry, then takes the lease or registers the caller to be woken.
+--
+-- KEYS  1 entry   2 lease   3 waiters   4.. versions of the tags, in the stamp's order
+-- ARGV  1 token of this attempt
+--       2 lease TTL, ms
+--       3 least TTL of the versions, ms
+--       4 fresh nonces, 8 bytes per tag, for the tags that have no version
+--       5 tag block that a valid entry names
+--       6 now, epoch seconds; '' = do not look for an entry
+--       7 sha1 (hex) of an entry that the caller found unusable, or ''
+--       8 task id to which the lease may have been handed, or ''
+--       9 token of the holder to replace, '*' = any, or ''
+--      10 inbox of the caller, '' = it will not wait
+--      11 state of the lease taken: 'c' computing, 'h' handed to the task id in ARGV 1
+-- Returns {1, entry}                          a fresh entry
+--         {2, stamp, stale entry or ''}       the caller leads, under this stamp
+--         {3, holder's token, ms left, stale entry or ''}
+-- Atomic: the look, the lease and the registration, so that no wake-up between them can be lost.
+-- Lease: state (1 byte), length of the token (u16), token, stamp.
+
+local tags = #KEYS - 3
+local nonces, missing = {}, false
+if tags > 0 then
+  nonces = redis.call('MGET', unpack(KEYS, 4))
+  for i = 1, tags do
+    if not nonces[i] then missing = true end
+  end
+end
+local stamp = missing and '' or table.concat(nonces)
+
+local lease = redis.call('GET', KEYS[2])
+local holder, lease_stamp, handed = false, '', false
+if lease then
+  local length = struct.unpack('<H', lease, 2)
+  holder = string.sub(lease, 4, 3 + length)
+  lease_stamp = string.sub(lease, 4 + length)
+  handed = string.sub(lease, 1, 1) == 'h' and ARGV[8] ~= '' and holder == ARGV[8]
+end
+
+-- An entry is valid if its stamp is current and it names the tags that were compared (entry.py has the layout). Who
+-- claims a lease that was handed over is to compute even so.
+local stale = ''
+if not missing and ARGV[6] ~= '' and not handed then
+  local entry = redis.call('GET', KEYS[1])
+  if entry and #entry >= 46 + #stamp and string.sub(entry, 1, 3) == 'ct\1'
+      and string.sub(entry, #entry - #stamp + 1) == stamp then
+    local _, fresh_until, expires_at, _, count, block = struct.unpack('<ddddHI4', entry, 5)
+    local now = tonumber(ARGV[6])
+    if count == tags and block == #ARGV[5] and string.sub(entry, 47, 46 + block) == ARGV[5]
+        and not (ARGV[7] ~= '' and redis.sha1hex(entry) == ARGV[7]) then
+      if now < fresh_until then return {1, entry} end
+      if now < expires_at then stale = entry end
+    end
+  end
+end
+
+-- A lease under an outdated stamp is never waited for: its holder's commit will be refused.
+if lease and not missing and lease_stamp == stamp then
+  local replaced = ARGV[9] == '*' or (ARGV[9] ~= '' and holder == ARGV[9])
+  if not (holder == ARGV[1] or handed or replaced) then
+    local left = redis.call('PTTL', KEYS[2])
+    if ARGV[10] ~= '' then
+      redis.call('SADD', KEYS[3], ARGV[10])
+      redis.call('PEXPIRE', KEYS[3], math.max(left, tonumber(ARGV[2])) * 2)
+    end
+    return {3, holder, left, stale}
+  end
+end
+
+for i = 1, tags do
+  if not nonces[i] then
+    nonces[i] = string.sub(ARGV[4], 8 * i - 7, 8 * i)
+    redis.call('SET', KEYS[3 + i], nonces[i], 'PX', ARGV[3])
+  elseif redis.call('PTTL', KEYS[3 + i]) < tonumber(ARGV[3]) then
+    redis.call('PEXPIRE', KEYS[3 + i], ARGV[3])
+  end
+end
+stamp = table.concat(nonces)
+redis.call('SET', KEYS[2], ARGV[11] .. struct.pack('<H', #ARGV[1]) .. ARGV[1] .. stamp, 'PX', ARGV[2])
+return {2, stamp, stale}

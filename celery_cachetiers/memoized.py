@@ -1,0 +1,101 @@
+"""From a Celery task and its arguments to the engine's `Call`: policy, key and tags, each resolved once per task."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from celery import Task
+
+from celery_cachetiers.app import CacheTiers
+from celery_cachetiers.call import Call, Memo
+from celery_cachetiers.errors import UncacheableArgument
+from celery_cachetiers.events import Event
+from celery_cachetiers.keys import KeyMaker, compile_binder, dialect_of
+from celery_cachetiers.policy import Policy
+from celery_cachetiers.templates import compile_tags, escape_tag, namespace_tag, task_tag
+
+logger = logging.getLogger("celery_cachetiers")
+
+HANDLERS = ("before_start", "on_success", "after_return")
+
+
+class Memoized:
+    """One task of one app, memoized.
+
+    Raises:
+        ConfigurationError: An option or a setting is not usable.
+    """
+
+    def __init__(self, task: Task, options: Mapping[str, object]) -> None:
+        self.extension = CacheTiers(task.app)
+        self.name: str = task.name
+        self.policy = Policy.resolve(options, self.extension.settings, f"task {self.name}")
+        self.enabled = self.policy.cache_enabled and self.extension.settings.enabled
+        self.cache = self.extension.cache
+        memo = Memo(self.name, self.policy, self.extension.codec(self.policy), self.extension.counters.of(self.name))
+        self.memo = memo
+        self.binder = compile_binder(task.run, skip_first=False)
+        self.keys = key_maker(self.name, self.binder, task.serializer, self.policy)
+        self._own_tags = compile_tags(self.policy.tags, self.binder.names, self.binder.var_keyword is not None)
+        self._implicit = (namespace_tag(), task_tag(self.name))
+        self._told: set[str] = set()
+        self.answers_at_publish = self.policy.publish_hits and not _overrides_handlers(task)
+
+    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        """The call. Raises `TypeError` for wrong arguments, `UncacheableArgument` for one without a canonical form."""
+        values = self.binder(args, kwargs)
+        return Call(self.memo, self.keys.digest_of(values), lambda: self._tags(values))
+
+    def call_or_none(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+        """The same; ``None`` if the call runs uncached, which is said once per argument and counted.
+
+        Raises:
+            UncacheableArgument: Under ``cachetiers_strict_keys``.
+        """
+        try:
+            return self.call(args, kwargs)
+        except UncacheableArgument as error:
+            self.run_uncached(error.argument, error)
+        except TypeError:
+            pass  # the arguments do not fit: the body's own TypeError is Celery's to show
+        return None
+
+    def has_tags(self, call: Call) -> bool:
+        """Renders the tags; false if they cannot be, and the call runs uncached. Raises as `call_or_none`."""
+        try:
+            call.tags  # noqa: B018 - rendered here, where a fault of theirs is handled
+        except Exception as error:
+            self.run_uncached("tags", error)
+            return False
+        return True
+
+    def run_uncached(self, argument: str, error: Exception) -> None:
+        """Counts a call that has no key or no tags, and warns once per task and argument."""
+        if self.extension.settings.strict_keys:
+            raise error
+        self.extension.events.emit(Event.UNCACHEABLE, self.name, argument=argument)
+        if argument not in self._told:
+            self._told.add(argument)
+            logger.warning("celery-cachetiers: %s runs uncached because of %r: %s", self.name, argument, error)
+
+    def _tags(self, values: tuple[Any, ...]) -> tuple[str, ...]:
+        own = self._own_tags(self.binder.arguments(values))
+        return (*self._implicit, *map(escape_tag, own)) if own else self._implicit
+
+
+def key_maker(name: str, binder: Any, serializer: str, policy: Policy) -> KeyMaker:
+    """What makes the keys of one task. Raises `ConfigurationError`."""
+    return KeyMaker(
+        task_name=name,
+        binder=binder,
+        dialect=dialect_of(serializer),
+        version=policy.version,
+        ignore=policy.ignore,
+        key=policy.key,
+    )
+
+
+def _overrides_handlers(task: Task) -> bool:
+    return any(getattr(type(task), name) is not getattr(Task, name) for name in HANDLERS)

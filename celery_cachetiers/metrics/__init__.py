@@ -1,0 +1,1 @@
+"""What the cache did, counted by subscribers of its events."""

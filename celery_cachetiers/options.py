@@ -1,0 +1,177 @@
+"""Rules that one option's value must keep: each checks, normalizes, and says in words what it allows."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from celery_cachetiers.errors import ConfigurationError
+
+
+class _Refused(Exception):
+    """Raised inside a rule; `Rule.check` turns it into the user's error."""
+
+
+def _as_it_is(value: object) -> object:
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A check of one value.
+
+    Attributes:
+        normalize: Returns the value in its one form, or raises `_Refused`.
+        allowed: The allowed values, in words.
+        show: What of a refused value may stand in an error text.
+    """
+
+    normalize: Callable[[object], object]
+    allowed: str
+    show: Callable[[object], object] = _as_it_is
+
+    def check(self, option: str, value: object, where: str | None) -> object:
+        """The normalized value.
+
+        Raises:
+            ConfigurationError: Naming option, value and allowed range.
+        """
+        try:
+            return self.normalize(value)
+        except _Refused:
+            raise ConfigurationError(option, self.show(value), self.allowed, where) from None
+
+
+def _number(low: float, high: float = math.inf, *, open_low: bool = False) -> Callable[[object], float]:
+    def normalize(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise _Refused
+        if value < low or value > high or (open_low and value == low):
+            raise _Refused
+        return float(value)
+
+    return normalize
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise _Refused
+    return value
+
+
+def _of_type(kind: type) -> Callable[[object], object]:
+    def normalize(value: object) -> object:
+        if not isinstance(value, kind):
+            raise _Refused
+        return value
+
+    return normalize
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise _Refused
+    return value
+
+
+def _callable(value: object) -> object:
+    if not callable(value):
+        raise _Refused
+    return value
+
+
+def _names(value: object) -> tuple[str, ...]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, (list, tuple, set, frozenset)):
+        raise _Refused
+    if not all(isinstance(name, str) and name for name in value):
+        raise _Refused
+    return tuple(value)
+
+
+def _tags(value: object) -> object:
+    return value if callable(value) else _names(value)
+
+
+def _version(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise _Refused
+    return str(value)
+
+
+def _namespace(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.:/-]{1,64}", value):
+        raise _Refused
+    return value
+
+
+def _url(value: object) -> str:
+    if not isinstance(value, str):
+        raise _Refused
+    try:
+        parts = urlsplit(value)
+        usable = parts.path if parts.scheme == "unix" else parts.hostname and (parts.port or True)
+    except ValueError:
+        raise _Refused from None
+    database = parts.path.strip("/") if parts.scheme != "unix" else ""
+    if parts.scheme not in ("redis", "rediss", "unix") or not usable or (database and not database.isdigit()):
+        raise _Refused
+    return value
+
+
+def _signing_keys(value: object) -> tuple[bytes, ...]:
+    keys = value if isinstance(value, (list, tuple)) else [value]
+    encoded = tuple(key.encode() if isinstance(key, str) else key for key in keys)
+    if not encoded or not all(isinstance(key, bytes) and len(key) >= 16 for key in encoded):
+        raise _Refused
+    return encoded
+
+
+def _without_password(url: object) -> object:
+    return re.sub(r"(//[^/@]*:)[^/@]*@", r"\1***@", url) if isinstance(url, str) else url
+
+
+def choice(*allowed: object) -> Rule:
+    """One of a few values, compared with their types, as ``0 == False``."""
+
+    def normalize(value: object) -> object:
+        for each in allowed:
+            if type(value) is type(each) and value == each:
+                return value
+        raise _Refused
+
+    return Rule(normalize, "one of " + ", ".join(map(repr, allowed)))
+
+
+def optional(rule: Rule) -> Rule:
+    """The rule, or ``None``."""
+
+    def normalize(value: object) -> object:
+        return None if value is None else rule.normalize(value)
+
+    return Rule(normalize, f"{rule.allowed}, or None", rule.show)
+
+
+BOOL = Rule(_of_type(bool), "True or False")
+POSITIVE = Rule(_number(0, open_low=True), "a number above 0 (seconds are numbers: 300, not '5m')")
+NOT_NEGATIVE = Rule(_number(0), "a number of at least 0")
+FRACTION = Rule(_number(0, 1, open_low=True), "a number above 0, at most 1")
+LEASE = Rule(_number(0.1, 3600), "a number of seconds from 0.1 to 3600")
+TIMEOUT = Rule(_number(0.001, 60), "a number of seconds from 0.001 to 60")
+COUNT = Rule(_count, "a whole number of at least 1")
+TEXT = Rule(_text, "a name that is not empty")
+CALLABLE = Rule(_callable, "a callable")
+NAMES = Rule(_names, "a list or tuple of names (a single name needs the brackets too)")
+TAGS = Rule(
+    _tags, 'a list or tuple of templates such as ["user:{user_id}"], or a callable over the arguments'
+)
+VERSION = Rule(_version, "text or a whole number")
+NAMESPACE = Rule(_namespace, "1 to 64 letters, digits or any of _ . : / -")
+URL = Rule(
+    _url, "redis://host:port/db, rediss://host:port/db or unix:///path/to.sock?db=0", _without_password
+)
+SIGNING_KEYS = Rule(
+    _signing_keys, "text or bytes of at least 16 bytes, or a list of such", lambda _: "(hidden)"
+)

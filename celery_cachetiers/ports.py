@@ -1,0 +1,245 @@
+"""What the engine needs from the outside, as protocols; adapters say how, the edge says which.
+
+An L2 answer is one of three small classes, so that the pure decisions can match on them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from celery_cachetiers.entry import RawEntry, Times
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRequest:
+    """One attempt to lead a key.
+
+    Attributes:
+        digest: The key.
+        tags: Escaped tag names, the implicit ones first; their order is the stamp's order.
+        token: Names this attempt: the same token may ask again after a timeout.
+        lease_ttl: Seconds the lease lives without renewal.
+        keep_for: Seconds the tags' versions must live at least (hard TTL + lease TTL).
+        now: Epoch seconds to judge freshness by; ``None`` takes the lease without looking for an entry.
+        rejected: Bytes of an entry that the caller has found unusable, not to be answered again.
+        claim: The task id to which a lease may have been handed.
+        take_over: Token of the holder that is waited for no longer; ``"*"`` replaces any holder.
+        will_wait: Registers this process' inbox when the lease is held elsewhere.
+        hand_to: Takes the lease for this task id, which will claim it when it runs.
+    """
+
+    digest: str
+    tags: tuple[str, ...]
+    token: str
+    lease_ttl: float
+    keep_for: float
+    now: float | None
+    rejected: bytes | None = None
+    claim: str = ""
+    take_over: str = ""
+    will_wait: bool = True
+    hand_to: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A fresh entry has appeared."""
+
+    raw: RawEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Leading:
+    """The caller holds the lease, under this stamp."""
+
+    stamp: bytes
+    stale: RawEntry | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Another attempt holds the lease for so many seconds more, unless it is renewed."""
+
+    holder: str
+    seconds_left: float
+    stale: RawEntry | None = None
+
+
+LeaseAnswer = Found | Leading | Held
+
+STORED, NOT_HELD, OUT_OF_DATE, NO_ROOM = 1, 0, -1, -2
+"""What a commit answers: stored; the lease is another's or gone; a tag was invalidated meanwhile; the server
+would not take the bytes."""
+
+
+class Store(Protocol):
+    """L2: entries, leases and tag versions. Every method may raise `TierUnavailable`."""
+
+    def read(self, digest: str, tags: tuple[str, ...]) -> RawEntry | None:
+        """The entry under a key if its stamp is current, else ``None``. Costs: 1 round trip."""
+
+    def versions(self, tags: tuple[str, ...]) -> bytes | None:
+        """The current stamp of some tags, ``None`` if one has no version. Costs: 1 round trip."""
+
+    def lease(self, request: LeaseRequest) -> LeaseAnswer:
+        """Looks again, then leads or registers to wait, in one atomic step. Costs: 1 round trip."""
+
+    def commit(self, request: LeaseRequest, body: bytes, hard_ttl: float, *, announce: bool = False) -> int:
+        """Stores under the lease, frees it and wakes the waiters. Costs: 1 round trip."""
+
+    def release(self, digest: str, token: str) -> bool:
+        """Frees the lease if the token holds it, and wakes the waiters. Costs: 1 round trip."""
+
+    def renew(self, request: LeaseRequest) -> bool:
+        """Prolongs the lease and the versions under it; false if it is no longer held. Costs: 1 round trip."""
+
+    def put(self, request: LeaseRequest, body: bytes, hard_ttl: float) -> None:
+        """Replaces entry and lease, so that a running leader is refused. Costs: 1 round trip."""
+
+    def fence(self, digest: str) -> None:
+        """Removes entry and lease, so that a running leader is refused. Costs: 1 round trip."""
+
+    def invalidate(self, tags: Sequence[str]) -> None:
+        """Makes everything under the tags a miss, and announces it. Costs: 1 round trip, O(number of tags)."""
+
+    def close(self) -> None:
+        """Closes connections that lie idle."""
+
+    def reset_after_fork(self) -> None:
+        """Forgets connections that belong to the parent process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The state of L1 before a read or a compute; a put under it is refused if that state is gone."""
+
+    generation: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """An entry in L1. ``stamp`` is ``None`` where L2 never confirmed one."""
+
+    copy: Callable[[], object]
+    size: int
+    expires: float
+    sequence: int
+    slots: tuple[int, ...]
+    stamp: bytes | None
+
+
+class HitCount(Protocol):
+    """Where L1 counts its hits."""
+
+    l1_hits: int
+
+
+class LocalTier(Protocol):
+    """L1: never raises, never does I/O."""
+
+    def get(self, digest: str, tally: HitCount) -> object:
+        """A value of its own for the caller, counted; or `MISSING`."""
+
+    def resident(self, digest: str) -> Resident | None:
+        """The entry behind a hit, for callers that validate its stamp before they copy it."""
+
+    def trusted(self) -> bool:
+        """Whether the backplane has been heard of lately."""
+
+    def mark(self) -> Mark:
+        """To be taken before the L2 read or the lease whose value is put later."""
+
+    def current(self, mark: Mark, names: Iterable[str]) -> bool:
+        """Whether nothing that touches the names has happened since the mark."""
+
+    def put(
+        self, digest: str, value: object, names: tuple[str, ...], ttl: float, mark: Mark, *,
+        stamp: bytes | None = None, copy: bool = True,
+    ) -> bool:  # fmt: skip
+        """Keeps a value for up to so many seconds; false if it was refused."""
+
+    def invalidate(self, names: Iterable[str]) -> None:
+        """Makes misses of all entries under the names, and refuses puts under older marks."""
+
+    def discard(self, digest: str) -> None:
+        """Drops one entry."""
+
+    def reset_after_fork(self) -> None:
+        """Empty."""
+
+
+class Renewer(Protocol):
+    """Keeps leases alive."""
+
+    def keeping(self, request: LeaseRequest) -> AbstractContextManager[None]:
+        """Keeps one alive until the block ends."""
+
+    def close(self) -> None:
+        """Ends the thread."""
+
+    def reset_after_fork(self) -> None:
+        """Without leases and without a thread."""
+
+
+class WakeUps(Protocol):
+    """Where wake-ups reach the threads that wait."""
+
+    def registered(self, digest: str) -> AbstractContextManager[threading.Event]:
+        """An event that the key's next wake-up sets."""
+
+    def reset_after_fork(self) -> None:
+        """Nobody waits."""
+
+
+class Listener(Protocol):
+    """Who is told what comes over the backplane, in the backplane's thread."""
+
+    def invalidated(self, names: Sequence[str]) -> None:
+        """Other processes have invalidated these tags and keys."""
+
+    def woken(self, digest: str) -> None:
+        """The leader of a key has come to an end."""
+
+    def heard(self, trusted_until: float) -> None:
+        """The connection is alive: L1 may be trusted until that monotonic instant."""
+
+    def gap(self) -> None:
+        """Messages may have been lost, or may be from now on."""
+
+
+class Backplane(Protocol):
+    """The one subscriber connection of a process."""
+
+    def start(self) -> None:
+        """Starts listening in this process unless it listens already; returns at once."""
+
+    def connected(self) -> bool:
+        """Whether wake-ups arrive now."""
+
+    def wait_connected(self, timeout: float) -> bool:
+        """Waits up to so many seconds until it listens."""
+
+    def close(self) -> None:
+        """Ends the listening."""
+
+    def reset_after_fork(self) -> None:
+        """Forgets the thread and the connection of the parent process."""
+
+
+class Codec(Protocol):
+    """Values to bytes and back; raises `UnusableEntry` only."""
+
+    def encode(self, value: object, times: Times, tags: Sequence[str], key: str) -> bytes:
+        """The body of an entry, to which the store adds the stamp."""
+
+    def decode(self, raw: RawEntry, key: str) -> object:
+        """A new value that the caller may change."""
+
+
+Compute = Callable[[], object]
+"""The task's body with its arguments."""

@@ -1,0 +1,263 @@
+"""`CachedTask`: the publish seam (`apply_async`) and the execution seam (`__call__`) around a Celery task.
+
+It decides what may be answered without a message and what a worker's call asks the engine for; how a value is found is
+`cache`'s matter. Read on in cache.py, then in decisions.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from celery import Celery, Task
+from celery.app.task import Context
+from celery.utils import uuid
+
+from celery_cachetiers.app import CacheTiers
+from celery_cachetiers.call import Call
+from celery_cachetiers.declaration import checked, options_of
+from celery_cachetiers.django import OnCommitMixin
+from celery_cachetiers.entry import MISSING
+from celery_cachetiers.errors import ConfigurationError, NotCached
+from celery_cachetiers.memoized import Memoized
+from celery_cachetiers.result import CachedResult
+from celery_cachetiers.task_cache import TaskCache
+
+logger = logging.getLogger("celery_cachetiers")
+
+MODES = ("use", "refresh", "bypass", "only")
+REVALIDATE = "revalidate"
+"""The mode of a refresh message: compute if the lease was handed to this task id, else as ``use``."""
+
+MODE_HEADER, KEY_HEADER, LOOKED_HEADER = "cachetiers_mode", "cachetiers_key", "cachetiers_looked"
+ROUTING = ("queue", "exchange", "routing_key", "priority", "serializer", "compression", "connection")
+
+
+class CachedTaskMixin(OnCommitMixin):
+    """Memoizes a task; for projects with a task base of their own: ``class Base(CachedTaskMixin, MyTask)``.
+
+    The class attributes named like task options are their values; see the reference of task options.
+    """
+
+    abstract = True
+    acks_late = True
+    """Memoized work is repeatable, so a message is acknowledged when its task has ended."""
+
+    _memoized: Memoized | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Checks the options of the class. Raises `ConfigurationError`."""
+        super().__init_subclass__(**kwargs)
+        checked(cls)
+
+    @classmethod
+    def on_bound(cls, app: Celery) -> None:
+        """Installs the extension in the app that the task is bound to."""
+        super().on_bound(app)  # type: ignore[misc]  # Task has it
+        CacheTiers(app)
+
+    @property
+    def cache(self) -> TaskCache:
+        """What is cached of this task: ask, put, invalidate."""
+        return TaskCache(self._memoized or self._memoize(), self._dumped, super().__call__)  # type: ignore[misc]
+
+    # -- execution seam ---------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        memoized = self._memoized or self._memoize()
+        if not memoized.enabled or memoized.extension.suspended:
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        request = _own_request(self)
+        mode = _mode_of(request) if request is not None else "use"
+        call = memoized.call_or_none(*self._dumped(args, kwargs)) if mode != "bypass" else None
+        if call is None:
+            return self._uncached(mode, args, kwargs)
+        cache = memoized.cache
+        if mode in ("use", "only"):
+            value = cache.recall(call)
+            if value is not MISSING:
+                return value
+        if not memoized.has_tags(call):
+            return self._uncached(mode, args, kwargs)
+        if mode == "only":
+            return _only(memoized, call)
+        compute = partial(super().__call__, *args, **kwargs)  # type: ignore[misc]
+        return cache.fetch(
+            call,
+            compute,
+            claim=(request.id or "") if request is not None else "",
+            looked=mode == REVALIDATE or _has_looked(request, call),
+            refresh=mode == "refresh",
+        )
+
+    def _uncached(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if mode == "only":
+            raise NotCached(str(self.name), "(none)")  # type: ignore[attr-defined]
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+    # -- publish seam -----------------------------------------------------------------------------------------------
+
+    def apply_async(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        task_id: str | None = None,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        *,
+        cache_mode: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """As `celery.Task.apply_async`; a fresh hit is answered by a `CachedResult`, with no message.
+
+        Args:
+            cache_mode: ``use`` (default), ``refresh`` (compute and replace), ``bypass`` (neither read nor write),
+                ``only`` (never compute: the task raises `NotCached`).
+
+        Costs: a hit in L1 nothing, a hit in L2 1 round trip to it, a miss that round trip and the message.
+        """
+        headers = dict(options.get("headers") or {})
+        mode = _checked_mode(cache_mode if cache_mode is not None else headers.get(MODE_HEADER, "use"))
+        if mode != "use" or MODE_HEADER in headers:
+            headers[MODE_HEADER] = mode
+        send = partial(super().apply_async, args, kwargs)  # type: ignore[misc]
+        memoized: Memoized = self._memoized or self._memoize()
+        if mode == "use" and memoized.enabled and not memoized.extension.suspended:
+            options = {**self._get_exec_options(), **options}  # type: ignore[attr-defined]
+            call = memoized.call_or_none(*self._dumped(tuple(args or ()), dict(kwargs or {})))
+            if call is not None:
+                headers[KEY_HEADER] = f"{call.digest}:{memoized.keys.fingerprint}"
+                plain = memoized.answers_at_publish and not link and self._is_plain(options)
+                if plain and memoized.has_tags(call):
+                    reading = memoized.cache.look(call)
+                    if reading is not None:
+                        if reading.refresh:
+                            self._send_refresh(memoized, call, reading.stale, send, options)
+                        return self._answer(reading.value, task_id, options)
+                    headers[LOOKED_HEADER] = True
+        if headers:
+            options["headers"] = headers
+        rest = {"producer": producer, "link": link, "link_error": link_error, "shadow": shadow}
+        return send(task_id=task_id, **rest, **options)
+
+    def apply(self, *args: Any, cache_mode: str | None = None, **options: Any) -> Any:
+        """As `celery.Task.apply`, with the same ``cache_mode`` as `apply_async`."""
+        if cache_mode is not None:
+            options["headers"] = {**(options.get("headers") or {}), MODE_HEADER: _checked_mode(cache_mode)}
+        return super().apply(*args, **options)  # type: ignore[misc]
+
+    def _is_plain(self, options: Mapping[str, Any]) -> bool:
+        """Whether nothing rides on the message that a hit would have to do."""
+        rides = ("chain", "chord", "eta", "countdown", "retries")
+        return not self.app.conf.task_always_eager and not any(options.get(name) for name in rides)  # type: ignore[attr-defined]
+
+    def _answer(self, value: object, task_id: str | None, options: Mapping[str, Any]) -> CachedResult:
+        app = self.app  # type: ignore[attr-defined]
+        parent = app.current_worker_task
+        ignored = options.get("ignore_result", self.ignore_result)  # type: ignore[attr-defined]
+        request = _request_of(self, options, parent)
+        at_once = task_id is not None and not ignored
+
+        def store(known_id: str) -> None:
+            if not ignored:
+                request.update(id=known_id, correlation_id=known_id, root_id=request.root_id or known_id)
+                app.backend.mark_as_done(known_id, value, request, True)
+
+        result = CachedResult(value, task_id or uuid(), store, at_once=at_once, app=app)
+        result.ignored = bool(ignored)
+        if parent is not None and options.get("add_to_parent", True):
+            parent.add_trail(result)
+        return result
+
+    def _send_refresh(
+        self, memoized: Memoized, call: Call, stale: bool, send: Callable[..., Any], options: Mapping[str, Any]
+    ) -> None:
+        """One message that computes the key again; whoever holds the lease makes it needless."""
+        task_id = uuid()
+        if not memoized.cache.hand_over(call, task_id, only_if_stale=stale):
+            return
+        routing = {name: options[name] for name in ROUTING if name in options}
+        headers = {MODE_HEADER: REVALIDATE}
+        try:
+            send(task_id=task_id, headers=headers, ignore_result=True, add_to_parent=False, **routing)
+        except Exception as error:
+            logger.warning("celery-cachetiers: %s: no refresh could be sent: %r", memoized.name, error)
+
+    # -- both -------------------------------------------------------------------------------------------------------
+
+    def _memoize(self) -> Memoized:
+        memoized = Memoized(self, options_of(type(self)))  # type: ignore[arg-type]
+        self._memoized = memoized
+        memoized.extension.tasks.add(self)
+        return memoized
+
+    def _dumped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments as the worker will see them: Celery dumps the models of ``pydantic=True`` tasks."""
+        dump = getattr(self, "_dump_pydantic_arguments", None)
+        if dump is None:
+            return args, kwargs
+        dumped = dump(args, kwargs)
+        return tuple(dumped[0]), dict(dumped[1])
+
+
+class CachedTask(CachedTaskMixin, Task):  # type: ignore[misc]  # celery-types: Task is generic, untyped options
+    """A Celery task whose results are cached: ``@app.task(base=CachedTask, ttl=300, tags=["user:{user_id}"])``."""
+
+    abstract = True
+
+
+def _own_request(task: Any) -> Context | None:
+    """The request of the call that the worker's (or ``apply``'s) tracer makes; ``None`` for a direct call."""
+    stack = task.request_stack
+    request = stack.top
+    if request is None or request.called_directly or request._protected or len(stack) != 1:
+        return None
+    return request
+
+
+def _mode_of(request: Context) -> str:
+    mode = (request.headers or {}).get(MODE_HEADER, "use")
+    return mode if mode in (*MODES, REVALIDATE) else "use"
+
+
+def _checked_mode(mode: object) -> str:
+    if mode not in (*MODES, REVALIDATE):
+        raise ConfigurationError("cache_mode", mode, "one of " + ", ".join(map(repr, MODES)))
+    return str(mode)
+
+
+def _has_looked(request: Context | None, call: Call) -> bool:
+    """Whether the caller looked for this very key just before it sent the message."""
+    headers = (request.headers if request is not None else None) or {}
+    return bool(headers.get(LOOKED_HEADER)) and str(headers.get(KEY_HEADER, "")).startswith(call.digest + ":")
+
+
+def _only(memoized: Memoized, call: Call) -> object:
+    reading = memoized.cache.look(call)
+    if reading is None:
+        raise NotCached(memoized.name, call.digest)
+    return reading.value
+
+
+def _request_of(task: Any, options: Mapping[str, Any], parent: Any) -> Context:
+    """What a backend wants to know of the request whose result it stores."""
+    parent_request = parent.request if parent is not None else None
+    return Context(
+        task=task.name,
+        args=None,
+        kwargs=None,
+        root_id=options.get("root_id") or (parent_request and (parent_request.root_id or parent_request.id)),
+        parent_id=options.get("parent_id") or (parent_request and parent_request.id),
+        group=options.get("group_id"),
+        group_index=options.get("group_index"),
+        reply_to=options.get("reply_to") or task.app.thread_oid,
+        delivery_info={},
+        retries=0,
+        ignore_result=False,
+        stamped_headers=options.get("stamped_headers"),
+        stamps={name: options[name] for name in options.get("stamped_headers") or ()},
+    )

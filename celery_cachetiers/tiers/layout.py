@@ -1,0 +1,52 @@
+"""Names of keys and channels in Redis: every key of an entry, and the versions of its tags, share one bucket."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from celery_cachetiers.templates import namespace_tag
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The key names of one namespace.
+
+    Args:
+        namespace: Prefix of all of them.
+        buckets: Hash tags that entries are spread over: 1 on a single server.
+    """
+
+    namespace: str
+    buckets: int = 1
+
+    def bucket(self, digest: str) -> int:
+        """The bucket of an entry."""
+        return int(digest[:8], 16) % self.buckets if self.buckets > 1 else 0
+
+    def entry(self, digest: str) -> str:
+        """The envelope."""
+        return f"{self.namespace}:{{{self.bucket(digest)}}}:e:{digest}"
+
+    def lease(self, digest: str) -> str:
+        """Who computes."""
+        return f"{self.namespace}:{{{self.bucket(digest)}}}:l:{digest}"
+
+    def waiters(self, digest: str) -> str:
+        """Whom to wake."""
+        return f"{self.namespace}:{{{self.bucket(digest)}}}:w:{digest}"
+
+    def version(self, bucket: int, tag: str, run_id: str) -> str:
+        """A tag's version; the namespace's own ends in the server's identity, so that a server which comes back
+        with old data starts cold."""
+        suffix = f":{run_id}" if tag == namespace_tag() else ""
+        return f"{self.namespace}:{{{bucket}}}:t:{tag}{suffix}"
+
+    @property
+    def announcements(self) -> str:
+        """The channel of invalidations."""
+        return f"{self.namespace}:inv"
+
+    @property
+    def inboxes(self) -> str:
+        """The prefix of the channels of single processes."""
+        return f"{self.namespace}:in:"
