@@ -6,10 +6,10 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from celery import Celery, current_app
+from celery import Celery, _state
 
 from celery_cachetiers.backplane.redis import RedisBackplane
 from celery_cachetiers.backplane.waiters import Waiters
@@ -52,6 +52,8 @@ class CacheTiers:
     in_memory: bool
     """True leaves Redis out at the next `reset`; for tests."""
     tasks: weakref.WeakSet[Any]
+    _settings: Settings | None
+    _cache: TieredCache | None
 
     def __new__(cls, app: Celery) -> CacheTiers:
         """The app's extension, installed if it was not."""
@@ -63,12 +65,11 @@ class CacheTiers:
         self.clock = SystemClock()
         self.events, self.counters = Events(), Counters()
         self.events.subscribe(self.counters)
-        self.events.subscribe(Log())
+        self.events.subscribe(log, *_LINES)
         self.suspended = self.in_memory = False
         self.tasks = weakref.WeakSet()
         self._lock = threading.RLock()
-        self._settings: Settings | None = None
-        self._cache: TieredCache | None = None
+        self._settings, self._cache = None, None
         app._cachetiers = self  # type: ignore[attr-defined]  # lives and dies with its app
         _installed.add(self)
         from celery_cachetiers.tasks import register
@@ -99,7 +100,7 @@ class CacheTiers:
         conf = self.app.conf
         return Codec(
             serializer=policy.cache_serializer or conf.result_serializer,
-            accept=conf.result_accept_content or conf.accept_content,
+            accept=conf.accept_content if conf.result_accept_content is None else conf.result_accept_content,
             compression=self.settings.compression,
             max_bytes=policy.max_bytes,
             signing_keys=self.settings.signing_key,
@@ -204,22 +205,20 @@ class _Ears:
         self._events.emit(Event.GAP)
 
 
-class Log:
-    """Tells the log what an operator must know: once per state, never per call."""
+_LINES: dict[Event, tuple[int, str]] = {
+    Event.BREAKER_OPENED: (logging.WARNING, "Redis cannot be reached; tasks run uncached until it can"),
+    Event.BREAKER_CLOSED: (logging.INFO, "Redis answers again"),
+    Event.LEASE_LOST: (logging.WARNING, "a lease was lost while its task ran; the value goes to its caller only"),
+    Event.TAKEN_OVER: (logging.WARNING, "a leader outlasted wait_limit and was replaced"),
+    Event.UNUSABLE: (logging.DEBUG, "an entry could not be read or written"),
+    Event.FAILED_OPEN: (logging.DEBUG, "a call goes on without Redis"),
+}
 
-    _LINES: dict[Event, tuple[int, str]] = {
-        Event.BREAKER_OPENED: (logging.WARNING, "Redis cannot be reached; tasks run uncached until it can"),
-        Event.BREAKER_CLOSED: (logging.INFO, "Redis answers again"),
-        Event.LEASE_LOST: (logging.WARNING, "a lease was lost while its task ran; the value goes to its caller only"),
-        Event.TAKEN_OVER: (logging.WARNING, "a leader outlasted wait_limit and was replaced"),
-        Event.UNUSABLE: (logging.DEBUG, "an entry could not be read or written"),
-        Event.FAILED_OPEN: (logging.DEBUG, "a call goes on without Redis"),
-    }
 
-    def __call__(self, event: Event, task: str, details: dict[str, object]) -> None:
-        line = self._LINES.get(event)
-        if line is not None:
-            logger.log(line[0], "celery-cachetiers: %s%s %s", f"{task}: " if task else "", line[1], details or "")
+def log(event: Event, task: str, details: dict[str, object]) -> None:
+    """Tells the log what an operator must know; what happens per call only at level DEBUG."""
+    level, line = _LINES[event]
+    logger.log(level, "celery-cachetiers: %s%s %s", f"{task}: " if task else "", line, details or "")
 
 
 def installed() -> CacheTiers:
@@ -228,7 +227,7 @@ def installed() -> CacheTiers:
     Raises:
         ConfigurationError: None has it, or several have and none is current.
     """
-    current = getattr(current_app._get_current_object(), "_cachetiers", None)
+    current = getattr(_state.get_current_app(), "_cachetiers", None)
     if isinstance(current, CacheTiers):
         return current
     everywhere = list(_installed)
@@ -243,6 +242,5 @@ def _reset_children() -> None:
         extension._after_fork()
 
 
-_register: Callable[..., None] | None = getattr(os, "register_at_fork", None)
-if _register is not None:
-    _register(after_in_child=_reset_children)
+if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_reset_children)

@@ -19,9 +19,7 @@ class Breaker:
         on_change: Called with True when it opens and with False when it closes.
     """
 
-    def __init__(
-        self, window: float, clock: Clock, on_change: Callable[[bool], None] = lambda opened: None
-    ) -> None:
+    def __init__(self, window: float, clock: Clock, on_change: Callable[[bool], None] = lambda opened: None) -> None:
         self._window, self._monotonic, self._on_change = window, clock.monotonic, on_change
         self.reset_after_fork()
 
@@ -35,11 +33,10 @@ class Breaker:
         if self._open_until is None:
             return True
         with self._lock:
-            now = self._monotonic()
-            if self._open_until is not None and now < self._open_until:
+            now, until = self._monotonic(), self._open_until
+            if until is not None and now < until:
                 return False
-            if self._open_until is not None:
-                self._open_until = now + self._window
+            self._open_until = None if until is None else now + self._window
             return True
 
     def failed(self) -> None:
@@ -57,8 +54,8 @@ class Breaker:
         if self._open_until is None:
             return
         with self._lock:
-            closed, self._open_until = self._open_until is not None, None
-        if closed:
+            before, self._open_until = self._open_until, None
+        if before is not None:
             self._on_change(False)
 
     def __repr__(self) -> str:

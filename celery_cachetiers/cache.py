@@ -10,6 +10,7 @@ import random
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from celery_cachetiers.call import Call
 from celery_cachetiers.clock import Clock
@@ -48,11 +49,12 @@ UNPUSHED_WAIT = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A value that was found, and whether it wants a refresh."""
+    """What a tier had: a value and whether it wants a refresh; or `MISSING` and an entry that is not usable."""
 
     value: object
     stale: bool = False
     refresh: bool = False
+    rejected: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,6 @@ class _Attempt:
     compute: Compute
     began: float
     claim: str = ""
-    looked: bool = False
     refresh: bool = False
     take_over: str = ""
     waited: bool = False
@@ -128,14 +129,9 @@ class TieredCache:
         value = self.recall(call)
         if value is not MISSING:
             return Reading(value)
-        try:
-            found = self._read(_Attempt(call, _never, 0.0)) if self._store is not None else None
-        except TierUnavailable as error:
-            self._fail_open(call, "read", error)
+        reading = self._read(call)
+        if reading is None or reading.value is MISSING:
             return None
-        if found is None:
-            return None
-        reading, _ = found
         self.events.emit(Event.HIT, call.memo.task, tier="l2", stale=reading.stale)
         return reading
 
@@ -154,7 +150,15 @@ class TieredCache:
         """
         if call.digest in self._inside.digests:
             return compute()
-        attempt = _Attempt(call, compute, self._clock.monotonic(), claim, looked or refresh, refresh)
+        rejected: bytes | None = None
+        if not (looked or refresh):
+            reading = self._read(call)
+            if reading is not None:
+                if reading.value is not MISSING and not reading.stale:
+                    self.events.emit(Event.HIT, call.memo.task, tier="l2", stale=False)
+                    return reading.value
+                rejected = reading.rejected
+        attempt = _Attempt(call, compute, self._clock.monotonic(), claim, refresh, rejected=rejected)
         if refresh or call.memo.policy.coalesce is False:
             attempt.take_over = "*"
             return self._descend(attempt)[0]
@@ -184,7 +188,8 @@ class TieredCache:
             self._l1.invalidate([key_tag(call.digest)])
         if self._store is None:
             raw = unpack(body + bytes(NONCE_BYTES * len(call.tags)))
-            self._leader.keep(call, lambda: self._decoded(call, raw), times, self._l1.mark(), None)
+            copy = partial(call.memo.codec.decode, raw, call.digest)
+            self._leader.keep(call, copy, times, self._l1.mark(), None)
         self.events.emit(Event.STORED, call.memo.task, key=call.digest, size=len(body))
 
     def invalidate_key(self, digest: str, task: str = "") -> None:
@@ -222,9 +227,7 @@ class TieredCache:
         if self._store is None:
             return False
         now = self._clock.time() if only_if_stale else None
-        request = replace(
-            self._request(_Attempt(call, _never, 0.0)), now=now, hand_to=task_id, will_wait=False
-        )
+        request = replace(self._request(_Attempt(call, _never, 0.0)), now=now, hand_to=task_id, will_wait=False)
         try:
             return isinstance(self._store.lease(request), Leading)
         except TierUnavailable as error:
@@ -291,11 +294,6 @@ class TieredCache:
 
     def _resolve(self, attempt: _Attempt, store: Store) -> tuple[object, Landing] | Lease | None:
         """A value that was found, a lease to compute under, or ``None``: compute without one."""
-        if not attempt.looked:
-            attempt.looked = True
-            found = self._read(attempt)
-            if found is not None and not found[0].stale:
-                return self._answered(attempt, found[0].value, found[1], stale=False)
         if self.parts.backplane is not None:
             self.parts.backplane.start()
         with self.parts.wake_ups.registered(attempt.call.digest) as woken:
@@ -325,65 +323,58 @@ class TieredCache:
                     case _:
                         return None
 
-    def _read(self, attempt: _Attempt) -> tuple[Reading, Landing] | None:
-        """The valid entry in L2, fresh or stale; a fresh one goes to L1 too."""
-        call, store = attempt.call, self._store
-        assert store is not None
+    def _read(self, call: Call) -> Reading | None:
+        """What L2 has under a valid stamp, fresh (then L1 has it too) or stale; ``None`` too if it cannot be asked."""
+        store, policy = self._store, call.memo.policy
+        if store is None:
+            return None
         if self.parts.backplane is not None:
             self.parts.backplane.start()
-        mark, asked = self._l1.mark(), self._clock.monotonic()
-        raw = store.read(call.digest, call.tags)
+        mark = self._l1.mark() if policy.l1 else None
+        try:
+            raw = store.read(call.digest, call.tags)
+        except TierUnavailable as error:
+            self._fail_open(call, "read", error)
+            return None
         if raw is None:
             return None
         now = self._clock.time()
         state = freshness(raw.header.times, now)
         if state is Freshness.EXPIRED:
             return None
-        value = self._decode(attempt, raw)
-        if value is MISSING:
-            return None
-        landing = Landing(lambda: self._decoded(call, raw), asked)
+        try:
+            value = call.memo.codec.decode(raw, call.digest)
+        except UnusableEntry as error:
+            return Reading(MISSING, rejected=self._reject(call, raw, error))
         if state is Freshness.STALE:
-            return Reading(value, stale=True, refresh=True), landing
-        self._leader.keep(call, lambda: value, raw.header.times, mark, raw.stamp)
-        due = refresh_is_due(raw.header.times, call.memo.policy, now, 1.0 - random.random())
-        return Reading(value, refresh=due), landing
+            return Reading(value, stale=True, refresh=True)
+        if mark is not None:
+            self._leader.keep(call, lambda: value, raw.header.times, mark, raw.stamp)
+        due = refresh_is_due(raw.header.times, policy, now, 1.0 - random.random())
+        return Reading(value, refresh=due)
 
     def _answer(
         self, attempt: _Attempt, raw: RawEntry, mark: Mark, asked: float, *, stale: bool
     ) -> tuple[object, Landing] | None:
         """The value of an entry that came with the lease's answer; ``None`` if it is not usable: ask again."""
         call = attempt.call
-        value = self._decode(attempt, raw)
-        if value is MISSING:
+        try:
+            value = call.memo.codec.decode(raw, call.digest)
+        except UnusableEntry as error:
+            attempt.rejected = self._reject(call, raw, error)
             return None
+        if attempt.waited and not stale:
+            self.events.emit(Event.COALESCED, call.memo.task, key=call.digest)
+        else:
+            self.events.emit(Event.HIT, call.memo.task, tier="l2", stale=stale)
         if not stale:
             self._leader.keep(call, lambda: value, raw.header.times, mark, raw.stamp)
-        return self._answered(attempt, value, Landing(lambda: self._decoded(call, raw), asked), stale=stale)
+        return value, Landing(lambda: call.memo.codec.decode(raw, call.digest), asked)
 
-    def _answered(
-        self, attempt: _Attempt, value: object, landing: Landing, *, stale: bool
-    ) -> tuple[object, Landing]:
-        task, digest = attempt.call.memo.task, attempt.call.digest
-        if attempt.waited and not stale:
-            self.events.emit(Event.COALESCED, task, key=digest)
-        else:
-            self.events.emit(Event.HIT, task, tier="l2", stale=stale)
-        return value, landing
-
-    def _decode(self, attempt: _Attempt, raw: RawEntry) -> object:
-        """The value, or `MISSING`: then the entry is remembered as one not to be offered again."""
-        try:
-            return self._decoded(attempt.call, raw)
-        except UnusableEntry as error:
-            attempt.rejected = pack_body(raw.header, raw.payload) + raw.stamp
-            task = attempt.call.memo.task
-            self.events.emit(Event.UNUSABLE, task, reason=error.reason, key=attempt.call.digest)
-            return MISSING
-
-    @staticmethod
-    def _decoded(call: Call, raw: RawEntry) -> object:
-        return call.memo.codec.decode(raw, call.digest)
+    def _reject(self, call: Call, raw: RawEntry, error: UnusableEntry) -> bytes:
+        """The bytes of an entry that is not to be offered again."""
+        self.events.emit(Event.UNUSABLE, call.memo.task, reason=error.reason, key=call.digest)
+        return pack_body(raw.header, raw.payload) + raw.stamp
 
     def _request(self, attempt: _Attempt) -> LeaseRequest:
         call, policy = attempt.call, attempt.call.memo.policy

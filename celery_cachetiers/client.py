@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import redis
 from redis.backoff import NoBackoff
-from redis.connection import Connection, ConnectionPool
+from redis.connection import ConnectionPool
 from redis.retry import Retry
 
 from celery_cachetiers.breaker import Breaker
@@ -76,11 +76,11 @@ class RedisClient:
 
     def reset_after_fork(self) -> None:
         """Leaves the parent's sockets alone and starts without connections."""
-        self._idle: deque[Connection] = deque()
+        self._idle: deque[Any] = deque()
         self._factory.reset()
         self.breaker.reset_after_fork()
 
-    def open(self) -> Connection:
+    def open(self) -> Any:
         """A connected connection that is the caller's own, to `close`."""
         connection = self._factory.connection_class(**self._factory.connection_kwargs)
         try:
@@ -167,7 +167,7 @@ class RedisClient:
         self._drop_idle()
 
 
-def _exchange(connection: Connection, commands: Sequence[Command]) -> list[Any]:
+def _exchange(connection: Any, commands: Sequence[Command]) -> list[Any]:
     if len(commands) == 1:
         connection.send_command(*commands[0])
         return [_answer(connection)]
@@ -175,7 +175,7 @@ def _exchange(connection: Connection, commands: Sequence[Command]) -> list[Any]:
     return [_answer(connection) for _ in commands]
 
 
-def _answer(connection: Connection) -> Any:
+def _answer(connection: Any) -> Any:
     """An answer, or the error that the server answered with: the connection is in step either way."""
     try:
         return connection.read_response()

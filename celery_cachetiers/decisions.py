@@ -35,6 +35,8 @@ def refresh_is_due(times: Times, policy: Policy, now: float, draw: float) -> boo
     Source: ``refresh_ahead`` is FusionCache's eager refresh; ``beta`` is XFetch, Vattani, Chierichetti and
     Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", VLDB 2015.
     """
+    if policy.refresh_ahead is None and policy.beta is None:
+        return False
     if policy.refresh_ahead is not None:
         lifetime = times.fresh_until - times.computed_at
         if now >= times.computed_at + policy.refresh_ahead * lifetime:

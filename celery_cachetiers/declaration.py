@@ -15,8 +15,8 @@ def checked(cls: type) -> None:
     """Checks the options of a task class as it is created, and makes callables among them plain functions of it.
 
     Raises:
-        ConfigurationError: A bad value, a misspelt option, a template or an ``ignore`` that names no argument, an option
-            whose feature this version lacks.
+        ConfigurationError: A bad value, a misspelt option, a template or an ``ignore`` that names no argument, an
+            option whose feature this version lacks.
     """
     own = vars(cls)
     where = f"task {own.get('name') or cls.__qualname__}"
@@ -44,7 +44,9 @@ def _refuse_misspelt(cls: type, where: str) -> None:
     for name, value in vars(cls).items():
         if name.startswith("_") or any(hasattr(base, name) for base in cls.__mro__[1:]):
             continue
-        if isinstance(value, (property, staticmethod, classmethod)) or (callable(value) and not vars(cls).get("_decorated")):
+        if isinstance(value, (property, staticmethod, classmethod)) or (
+            callable(value) and not vars(cls).get("_decorated")
+        ):
             continue
         meant = near_miss(name)
         if meant is not None:

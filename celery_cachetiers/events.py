@@ -35,7 +35,7 @@ class Event(Enum):
 
 
 class Events:
-    """Hands every event to every subscriber, in the order they subscribed.
+    """Hands each event to those who subscribed to it, in the order they did.
 
     Concurrency: subscribing replaces a tuple, so that `emit` needs no lock; subscribers run in the emitting thread.
     """
@@ -43,19 +43,21 @@ class Events:
     __slots__ = ("_subscribers",)
 
     def __init__(self) -> None:
-        self._subscribers: tuple[Subscriber, ...] = ()
+        self._subscribers: dict[Event, tuple[Subscriber, ...]] = dict.fromkeys(Event, ())
 
-    def subscribe(self, subscriber: Subscriber) -> None:
-        """Adds a subscriber: called as ``subscriber(event, task_name, details)``."""
-        self._subscribers += (subscriber,)
+    def subscribe(self, subscriber: Subscriber, *events: Event) -> None:
+        """Adds a subscriber to some events, or to all: called as ``subscriber(event, task_name, details)``."""
+        for event in events or Event:
+            self._subscribers[event] += (subscriber,)
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
         """Takes a subscriber away; one that is not there is ignored."""
-        self._subscribers = tuple(each for each in self._subscribers if each != subscriber)
+        for event, subscribers in self._subscribers.items():
+            self._subscribers[event] = tuple(each for each in subscribers if each != subscriber)
 
     def emit(self, event: Event, task: str = "", **details: object) -> None:
         """Tells all subscribers; what they raise is logged and goes no further."""
-        for subscriber in self._subscribers:
+        for subscriber in self._subscribers[event]:
             try:
                 subscriber(event, task, details)
             except Exception:

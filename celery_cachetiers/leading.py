@@ -118,9 +118,7 @@ class Leader:
         self.keep(call, copy, computed.times, mark, None)
         return computed.value, Landing(copy, checked)
 
-    def keep(
-        self, call: Call, copy: Callable[[], object], times: Times, mark: Mark, stamp: bytes | None
-    ) -> None:
+    def keep(self, call: Call, copy: Callable[[], object], times: Times, mark: Mark, stamp: bytes | None) -> None:
         """Puts a value into L1 for as long as it is fresh."""
         policy = call.memo.policy
         ttl = min(policy.l1_ttl, times.fresh_until - self._clock.time())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from celery import Task
@@ -28,7 +28,7 @@ class Memoized:
         ConfigurationError: An option or a setting is not usable.
     """
 
-    def __init__(self, task: Task, options: Mapping[str, object]) -> None:
+    def __init__(self, task: Task[Any, Any], options: Mapping[str, object]) -> None:
         self.extension = CacheTiers(task.app)
         self.name: str = task.name
         self.policy = Policy.resolve(options, self.extension.settings, f"task {self.name}")
@@ -97,5 +97,5 @@ def key_maker(name: str, binder: Any, serializer: str, policy: Policy) -> KeyMak
     )
 
 
-def _overrides_handlers(task: Task) -> bool:
+def _overrides_handlers(task: Task[Any, Any]) -> bool:
     return any(getattr(type(task), name) is not getattr(Task, name) for name in HANDLERS)

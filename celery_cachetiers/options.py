@@ -62,6 +62,12 @@ def _count(value: object) -> int:
     return value
 
 
+def _bytes(value: object) -> int:
+    if _count(value) > 512 * 1024**2:
+        raise _Refused
+    return _count(value)
+
+
 def _of_type(kind: type) -> Callable[[object], object]:
     def normalize(value: object) -> object:
         if not isinstance(value, kind):
@@ -123,10 +129,11 @@ def _url(value: object) -> str:
 
 def _signing_keys(value: object) -> tuple[bytes, ...]:
     keys = value if isinstance(value, (list, tuple)) else [value]
-    encoded = tuple(key.encode() if isinstance(key, str) else key for key in keys)
-    if not encoded or not all(isinstance(key, bytes) and len(key) >= 16 for key in encoded):
+    encoded = [key.encode() if isinstance(key, str) else key for key in keys]
+    usable = tuple(key for key in encoded if isinstance(key, bytes) and len(key) >= 16)
+    if not usable or len(usable) != len(encoded):
         raise _Refused
-    return encoded
+    return usable
 
 
 def _without_password(url: object) -> object:
@@ -161,17 +168,12 @@ FRACTION = Rule(_number(0, 1, open_low=True), "a number above 0, at most 1")
 LEASE = Rule(_number(0.1, 3600), "a number of seconds from 0.1 to 3600")
 TIMEOUT = Rule(_number(0.001, 60), "a number of seconds from 0.001 to 60")
 COUNT = Rule(_count, "a whole number of at least 1")
+BYTES = Rule(_bytes, "a whole number of bytes from 1 to 512 MiB")
 TEXT = Rule(_text, "a name that is not empty")
 CALLABLE = Rule(_callable, "a callable")
 NAMES = Rule(_names, "a list or tuple of names (a single name needs the brackets too)")
-TAGS = Rule(
-    _tags, 'a list or tuple of templates such as ["user:{user_id}"], or a callable over the arguments'
-)
+TAGS = Rule(_tags, 'a list or tuple of templates such as ["user:{user_id}"], or a callable over the arguments')
 VERSION = Rule(_version, "text or a whole number")
 NAMESPACE = Rule(_namespace, "1 to 64 letters, digits or any of _ . : / -")
-URL = Rule(
-    _url, "redis://host:port/db, rediss://host:port/db or unix:///path/to.sock?db=0", _without_password
-)
-SIGNING_KEYS = Rule(
-    _signing_keys, "text or bytes of at least 16 bytes, or a list of such", lambda _: "(hidden)"
-)
+URL = Rule(_url, "redis://host:port/db, rediss://host:port/db or unix:///path/to.sock?db=0", _without_password)
+SIGNING_KEYS = Rule(_signing_keys, "text or bytes of at least 16 bytes, or a list of such", lambda _: "(hidden)")

@@ -42,9 +42,7 @@ class Settings:
         None, rules.optional(rules.TEXT), "kombu serializer of values; by default the result serializer"
     )
     compression: str | None = _field(None, rules.optional(rules.TEXT), "kombu compression of values")
-    max_bytes: int = _field(
-        16 * 1024**2, rules.COUNT, "bytes of one value at most, before and after compression"
-    )
+    max_bytes: int = _field(16 * 1024**2, rules.BYTES, "bytes of one value at most, before and after compression")
     signing_key: tuple[bytes, ...] = _field(
         (),
         rules.SIGNING_KEYS,
@@ -72,8 +70,7 @@ class Settings:
             if name not in fields:
                 raise ConfigurationError(PREFIX + name, given[name], _unknown(name, fields, PREFIX), where)
         checked = {
-            name: fields[name].metadata["rule"].check(PREFIX + name, value, where)
-            for name, value in given.items()
+            name: fields[name].metadata["rule"].check(PREFIX + name, value, where) for name, value in given.items()
         }
         return cls(**checked)
 
@@ -84,9 +81,7 @@ class Policy:
 
     cache_enabled: bool = _field(True, rules.BOOL, "off switch of this task", setting="enabled")
     ttl: float = _field(300.0, rules.POSITIVE, "seconds a value is fresh", setting="ttl")
-    grace: float = _field(
-        0.0, rules.NOT_NEGATIVE, "seconds more during which it may be served stale", setting="grace"
-    )
+    grace: float = _field(0.0, rules.NOT_NEGATIVE, "seconds more during which it may be served stale", setting="grace")
     jitter: float = _field(
         0.0, rules.NOT_NEGATIVE, "up to so many seconds are taken off ``ttl``, at random", setting="jitter"
     )
@@ -123,9 +118,7 @@ class Policy:
         rules.choice("wait", False),
         '``"wait"``: duplicates wait for the leader; ``False``: each computes',
     )
-    lease_ttl: float = _field(
-        10.0, rules.LEASE, "seconds a dead leader blocks its key at most", setting="lease_ttl"
-    )
+    lease_ttl: float = _field(10.0, rules.LEASE, "seconds a dead leader blocks its key at most", setting="lease_ttl")
     wait_limit: float = _field(
         300.0, rules.POSITIVE, "seconds a follower waits before one takes over", setting="wait_limit"
     )
@@ -134,16 +127,12 @@ class Policy:
     )
     l1: bool = _field(True, rules.BOOL, "keep entries in L1 too")
     l1_ttl: float = _field(30.0, rules.POSITIVE, "seconds in L1 at most", setting="l1_ttl")
-    l1_copy: bool = _field(
-        True, rules.BOOL, "an L1 hit is a copy; ``False`` shares one object: do not change it"
-    )
+    l1_copy: bool = _field(True, rules.BOOL, "an L1 hit is a copy; ``False`` shares one object: do not change it")
     cache_serializer: str | None = _field(
         None, rules.optional(rules.TEXT), "kombu serializer of values", setting="serializer"
     )
-    max_bytes: int = _field(16 * 1024**2, rules.COUNT, "bytes of one value at most", setting="max_bytes")
-    publish_hits: bool = _field(
-        True, rules.BOOL, "answer hits at ``delay()`` with no message", setting="publish_hits"
-    )
+    max_bytes: int = _field(16 * 1024**2, rules.BYTES, "bytes of one value at most", setting="max_bytes")
+    publish_hits: bool = _field(True, rules.BOOL, "answer hits at ``delay()`` with no message", setting="publish_hits")
 
     NOT_BUILT = frozenset(
         {
@@ -166,9 +155,7 @@ class Policy:
         """
         _refuse_unbuilt(given, cls.NOT_BUILT, where, "")
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        return {
-            name: fields[name].metadata["rule"].check(name, value, where) for name, value in given.items()
-        }
+        return {name: fields[name].metadata["rule"].check(name, value, where) for name, value in given.items()}
 
     @classmethod
     def resolve(cls, given: Mapping[str, object], settings: Settings, where: str) -> Policy:
@@ -184,9 +171,7 @@ class Policy:
         }
         policy = cls(**{**inherited, **cls.check(given, where)})
         if policy.jitter >= policy.ttl:
-            raise ConfigurationError(
-                "jitter", policy.jitter, f"below ttl={policy.ttl!r}, as it shortens it", where
-            )
+            raise ConfigurationError("jitter", policy.jitter, f"below ttl={policy.ttl!r}, as it shortens it", where)
         return policy
 
     @property

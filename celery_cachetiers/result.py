@@ -12,7 +12,7 @@ from celery.result import AsyncResult
 logger = logging.getLogger("celery_cachetiers")
 
 
-class CachedResult(AsyncResult):  # type: ignore[misc]  # celery-types: AsyncResult's base is untyped
+class CachedResult(AsyncResult[Any]):
     """Answers ``get()``, ``state`` and ``ready()`` from memory.
 
     Its id is valid everywhere: the value is stored in the result backend under it the first time anything but this

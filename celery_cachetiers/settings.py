@@ -35,7 +35,7 @@ def _names_in(app: Celery) -> set[str]:
     found = set()
     for key in app.conf:
         before, prefix, name = str(key).lower().partition(PREFIX)
-        if prefix and before in ("", "celery_", (app.namespace or "").lower() + "_"):
+        if prefix and before in ("", "celery_", (getattr(app, "namespace", None) or "").lower() + "_"):
             found.add(name)
     return found
 
@@ -49,7 +49,7 @@ def _switched_off() -> bool:
 
 def backend_redis(app: Celery) -> tuple[str, dict[str, Any]] | None:
     """URL and TLS options of the result backend if that is one Redis server, else ``None``."""
-    url = app.conf.result_backend
+    url: object = app.conf.result_backend
     if not isinstance(url, str):
         return None
     parts = urlsplit(url)

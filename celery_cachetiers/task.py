@@ -204,7 +204,7 @@ class CachedTaskMixin(OnCommitMixin):
         return tuple(dumped[0]), dict(dumped[1])
 
 
-class CachedTask(CachedTaskMixin, Task):  # type: ignore[misc]  # celery-types: Task is generic, untyped options
+class CachedTask(CachedTaskMixin, Task[Any, Any]):
     """A Celery task whose results are cached: ``@app.task(base=CachedTask, ttl=300, tags=["user:{user_id}"])``."""
 
     abstract = True
@@ -213,10 +213,10 @@ class CachedTask(CachedTaskMixin, Task):  # type: ignore[misc]  # celery-types: 
 def _own_request(task: Any) -> Context | None:
     """The request of the call that the worker's (or ``apply``'s) tracer makes; ``None`` for a direct call."""
     stack = task.request_stack
-    request = stack.top
+    request: Any = stack.top
     if request is None or request.called_directly or request._protected or len(stack) != 1:
         return None
-    return request
+    return request  # type: ignore[no-any-return]  # the stubs do not know _protected
 
 
 def _mode_of(request: Context) -> str:

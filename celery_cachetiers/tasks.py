@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from celery import Celery, Task
+from celery import Celery
 
 from celery_cachetiers import app as extension
 from celery_cachetiers.errors import TierUnavailable
@@ -30,10 +30,9 @@ class Operation:
         self._act(extension.installed(), *args, **kwargs)
 
     @property
-    def task(self) -> Task:
+    def task(self) -> Any:
         """The task in the app that `installed` finds. Raises `ConfigurationError`."""
-        task: Task = extension.installed().app.tasks[self.name]
-        return task
+        return extension.installed().app.tasks[self.name]
 
     def delay(self, *args: Any, **kwargs: Any) -> Any:
         """Sends the task."""
@@ -75,7 +74,7 @@ def _clear(tiers: extension.CacheTiers, task: str | None = None) -> None:
     tiers.clear(task)
 
 
-_ACTS = dict(zip(NAMES, (_invalidate_tag, _invalidate_tags, _invalidate_key, _clear), strict=True))
+_ACTS: dict[str, Callable[..., None]] = dict(zip(NAMES, (_invalidate_tag, _invalidate_tags, _invalidate_key, _clear), strict=True))
 
 invalidate_tag = Operation("invalidate_tag", _invalidate_tag)
 invalidate_tags = Operation("invalidate_tags", _invalidate_tags)
@@ -86,8 +85,7 @@ clear = Operation("clear", _clear)
 def register(app: Celery) -> None:
     """Adds the built-in tasks to an app."""
     for name, act in _ACTS.items():
-        app.task(
-            _body(app, act),
+        declare: Any = app.task(  # the stubs know the decorator's form only
             name=f"celery_cachetiers.{name}",
             autoretry_for=(TierUnavailable,),
             max_retries=None,
@@ -95,6 +93,7 @@ def register(app: Celery) -> None:
             retry_backoff_max=RETRY_BACKOFF_MAX,
             acks_late=True,
         )
+        declare(_body(app, act))
 
 
 def _body(app: Celery, act: Callable[..., None]) -> Callable[..., None]:

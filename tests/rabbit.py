@@ -81,6 +81,7 @@ class RabbitServer:
             "vm_memory_high_watermark.absolute = 512MB\n"
             "disk_free_limit.absolute = 10MB\n"
         )
+        (self.directory / "advanced.config").write_text("[].\n")
         (self.directory / "enabled_plugins").write_text("[].\n")
 
     def _environment(self) -> dict[str, str]:
@@ -92,6 +93,7 @@ class RabbitServer:
             "HOME": directory,  # the Erlang cookie
             "RABBITMQ_NODENAME": f"tests{self.port}@localhost",
             "RABBITMQ_CONFIG_FILE": f"{directory}/rabbitmq.conf",
+            "RABBITMQ_ADVANCED_CONFIG_FILE": f"{directory}/advanced.config",
             "RABBITMQ_CONF_ENV_FILE": f"{directory}/rabbitmq-env.conf",
             "RABBITMQ_ENABLED_PLUGINS_FILE": f"{directory}/enabled_plugins",
             "RABBITMQ_MNESIA_BASE": f"{directory}/mnesia",

@@ -13,6 +13,7 @@ import logging
 import os
 import random
 import threading
+from contextlib import suppress
 from typing import Any, Final
 
 from celery_cachetiers.client import RedisClient
@@ -88,7 +89,7 @@ class RedisBackplane:
             delay = min(2 * delay, RECONNECT_TO)
 
     def _listen(self) -> None:
-        connection = self._client.open()
+        connection: Any = self._client.open()
         try:
             channels = (self._layout.inboxes + self.inbox, self._layout.announcements)
             connection.send_command("SUBSCRIBE", *channels)
@@ -108,9 +109,7 @@ class RedisBackplane:
             if connection.can_read(timeout=HEARTBEAT / 4):
                 message = connection.read_response()
                 if message[0] != b"message":
-                    raise ConnectionError(
-                        f"unexpected {message[0]!r}: subscribed anew, messages may be missing"
-                    )
+                    raise ConnectionError(f"unexpected {message[0]!r}: subscribed anew, messages may be missing")
                 heard = self._clock.monotonic()
                 self._listener.heard(heard + SILENCE)
                 self._dispatch(message[1].decode(), message[2].decode())
@@ -122,10 +121,8 @@ class RedisBackplane:
                 self._beat()
 
     def _beat(self) -> None:
-        try:
+        with suppress(TierUnavailable):  # not sent, so not heard: the silence will tell
             self._client.call(lambda _: ("PUBLISH", self._layout.inboxes + self.inbox, ""))
-        except TierUnavailable:
-            pass  # not sent, so not heard: the silence will tell
 
     def _dispatch(self, channel: str, data: str) -> None:
         if channel != self._layout.announcements:

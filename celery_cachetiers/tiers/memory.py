@@ -188,9 +188,7 @@ class MemoryTier:
         except KeyError:
             return None
         sequence = resident.sequence
-        if now < resident.expires and (
-            sequence == self._sequence or self._untouched(resident.slots, sequence)
-        ):
+        if now < resident.expires and (sequence == self._sequence or self._untouched(resident.slots, sequence)):
             return resident
         del self._entries[digest]
         return None

@@ -53,9 +53,7 @@ class RedisStore:
 
     def read(self, digest: str, tags: tuple[str, ...]) -> RawEntry | None:
         layout = self._layout
-        answer = self._client.call(
-            lambda run_id: ("MGET", layout.entry(digest), *self._versions(digest, tags, run_id))
-        )
+        answer = self._client.call(lambda run_id: ("MGET", layout.entry(digest), *self._versions(digest, tags, run_id)))
         return self._valid(answer[0], tags, answer[1:])
 
     def versions(self, tags: tuple[str, ...]) -> bytes | None:
@@ -160,9 +158,7 @@ class RedisStore:
         bucket, layout = self._layout.bucket(digest), self._layout
         return [layout.version(bucket, tag, run_id) for tag in tags]
 
-    def _valid(
-        self, data: bytes | None, tags: tuple[str, ...], nonces: Sequence[bytes | None]
-    ) -> RawEntry | None:
+    def _valid(self, data: bytes | None, tags: tuple[str, ...], nonces: Sequence[bytes | None]) -> RawEntry | None:
         raw = self._unpacked(data) if data else None
         if raw is None or raw.header.tag_block != _block(tags) or not stamp_matches(raw, nonces):
             return None

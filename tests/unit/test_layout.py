@@ -62,7 +62,8 @@ LAYERS = {
     ),
     "edge": Layer(
         modules=(
-            *("", "app", "settings", "memoized", "task", "result", "tasks", "waiting_room", "signals"),
+            *("", "app", "settings", "declaration", "memoized", "task", "task_cache"),
+            *("result", "tasks", "waiting_room", "signals"),
             *("cli", "cli.*", "django", "django.*"),
         ),
         below=("words", "ports", "engine", "adapters"),

@@ -1,0 +1,1 @@
+"""Examples, each a package that runs from the root of the source tree."""

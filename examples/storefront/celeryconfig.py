@@ -1,0 +1,17 @@
+"""Settings of the app. Three databases of one Redis, so that the cache may be flushed and nothing else."""
+
+from __future__ import annotations
+
+import os
+
+broker_url = os.environ.get("STOREFRONT_BROKER", "redis://localhost:6379/0")
+broker_connection_retry_on_startup = True
+result_backend = os.environ.get("STOREFRONT_BACKEND", "redis://localhost:6379/1")
+
+cachetiers_url = os.environ.get("STOREFRONT_CACHE", "redis://localhost:6379/2")
+
+# While the list is fresh, beat finds it in the cache and sends no message. After an invalidation beat is often the
+# first to ask, so that no visitor waits for the query.
+beat_schedule = {
+    "warm-top-users": {"task": "examples.storefront.tasks.top_users", "schedule": 2.0},
+}
