@@ -7,11 +7,11 @@ Every fault of L2 ends here: a read goes on without it, and the task's own excep
 from __future__ import annotations
 
 import random
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from celery_cachetiers.attempt import ANY_HOLDER, Attempt
 from celery_cachetiers.call import Call
 from celery_cachetiers.clock import Clock
 from celery_cachetiers.decisions import (
@@ -34,7 +34,6 @@ from celery_cachetiers.ports import (
     Found,
     Held,
     Leading,
-    LeaseRequest,
     LocalTier,
     Mark,
     Renewer,
@@ -68,20 +67,6 @@ class Parts:
     store: Store | None = None
     backplane: Backplane | None = None
     keeper: Renewer | None = None
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """One call on its way to a value; ``began`` starts over when it takes a lease from a leader."""
-
-    call: Call
-    compute: Compute
-    began: float
-    claim: str = ""
-    refresh: bool = False
-    take_over: str = ""
-    waited: bool = False
-    rejected: bytes | None = None
 
 
 class TieredCache:
@@ -150,17 +135,15 @@ class TieredCache:
         """
         if call.digest in self._inside.digests:
             return compute()
-        rejected: bytes | None = None
-        if not (looked or refresh):
-            reading = self._read(call)
-            if reading is not None:
-                if reading.value is not MISSING and not reading.stale:
-                    self.events.emit(Event.HIT, call.memo.task, tier="l2", stale=False)
-                    return reading.value
-                rejected = reading.rejected
-        attempt = _Attempt(call, compute, self._clock.monotonic(), claim, refresh, rejected=rejected)
+        reading = None if looked or refresh else self._read(call)
+        if reading is not None and reading.value is not MISSING and not reading.stale:
+            self.events.emit(Event.HIT, call.memo.task, tier="l2", stale=False)
+            return reading.value
+        attempt = Attempt(call, compute, self._clock.monotonic(), claim, refresh)
+        if reading is not None:
+            attempt.rejected, attempt.stale = reading.rejected, reading.value
         if refresh or call.memo.policy.coalesce is False:
-            attempt.take_over = "*"
+            attempt.take_over = ANY_HOLDER
             return self._descend(attempt)[0]
         return self._fly(attempt)
 
@@ -182,7 +165,7 @@ class TieredCache:
         try:
             if self._store is not None:
                 keep_for = max(policy.hard_ttl, hard_ttl) + policy.lease_ttl
-                request = replace(self._request(_Attempt(call, _never, 0.0)), keep_for=keep_for)
+                request = replace(Attempt(call).request(times.computed_at), keep_for=keep_for)
                 self._store.put(request, body, hard_ttl)
         finally:
             self._l1.invalidate([key_tag(call.digest)])
@@ -226,8 +209,9 @@ class TieredCache:
         """Takes the key's lease for a refresh message about to be sent; false if somebody else computes already."""
         if self._store is None:
             return False
-        now = self._clock.time() if only_if_stale else None
-        request = replace(self._request(_Attempt(call, _never, 0.0)), now=now, hand_to=task_id, will_wait=False)
+        now = self._clock.time()
+        look_at = now if only_if_stale else None
+        request = replace(Attempt(call).request(now), now=look_at, hand_to=task_id, will_wait=False)
         try:
             return isinstance(self._store.lease(request), Leading)
         except TierUnavailable as error:
@@ -251,7 +235,7 @@ class TieredCache:
         self.events.emit(Event.HIT, call.memo.task, tier="l1", stale=False)
         return resident.copy()
 
-    def _fly(self, attempt: _Attempt) -> object:
+    def _fly(self, attempt: Attempt) -> object:
         call = attempt.call
         while True:
             joined = self._clock.monotonic()
@@ -260,6 +244,9 @@ class TieredCache:
                 with self._flights.landing(call.digest, flight):
                     value, flight.landing = self._descend(attempt)
                     return value
+            if attempt.stale is not MISSING:
+                self.events.emit(Event.HIT, call.memo.task, tier="l2", stale=True)
+                return attempt.stale
             waiting = self._waiting(attempt)
             if not flight.done.wait(max(waiting.limit - waiting.waited, 0.0)):
                 return self._descend(attempt)[0]
@@ -271,7 +258,7 @@ class TieredCache:
                 return landing.copy()
             attempt.waited = True
 
-    def _descend(self, attempt: _Attempt) -> tuple[object, Landing]:
+    def _descend(self, attempt: Attempt) -> tuple[object, Landing]:
         """L2, then a lease or a compute without one; what to share comes back with the value."""
         call, compute = attempt.call, attempt.compute
         mark = self._l1.mark() if self._store is None else None
@@ -292,7 +279,7 @@ class TieredCache:
         keeper = self.parts.keeper
         return self._leader.lead(call, compute, lease, self._store, keeper, announce=attempt.refresh)
 
-    def _resolve(self, attempt: _Attempt, store: Store) -> tuple[object, Landing] | Lease | None:
+    def _resolve(self, attempt: Attempt, store: Store) -> tuple[object, Landing] | Lease | None:
         """A value that was found, a lease to compute under, or ``None``: compute without one."""
         if self.parts.backplane is not None:
             self.parts.backplane.start()
@@ -300,11 +287,13 @@ class TieredCache:
             while True:
                 woken.clear()
                 mark, asked = self._l1.mark(), self._clock.monotonic()
-                request = self._request(attempt)
+                request = attempt.request(self._clock.time())
                 answer = store.lease(request)
                 action, bound = after_lease(answer, self._waiting(attempt))
                 match action, answer:
                     case Action.COMPUTE, Leading(stamp=stamp):
+                        if attempt.take_over not in ("", ANY_HOLDER):
+                            self.events.emit(Event.TAKEN_OVER, attempt.call.memo.task, holder=attempt.take_over)
                         return Lease(request, stamp, mark)
                     case Action.ANSWER, Found(raw=raw):
                         answered = self._answer(attempt, raw, mark, asked, stale=False)
@@ -316,7 +305,6 @@ class TieredCache:
                             return answered
                     case Action.TAKE_OVER, Held(holder=holder):
                         attempt.take_over, attempt.began = holder, self._clock.monotonic()
-                        self.events.emit(Event.TAKEN_OVER, attempt.call.memo.task, holder=holder)
                     case Action.WAIT, _:
                         attempt.waited = True
                         woken.wait(bound if self._is_pushed() else min(bound, UNPUSHED_WAIT))
@@ -354,7 +342,7 @@ class TieredCache:
         return Reading(value, refresh=due)
 
     def _answer(
-        self, attempt: _Attempt, raw: RawEntry, mark: Mark, asked: float, *, stale: bool
+        self, attempt: Attempt, raw: RawEntry, mark: Mark, asked: float, *, stale: bool
     ) -> tuple[object, Landing] | None:
         """The value of an entry that came with the lease's answer; ``None`` if it is not usable: ask again."""
         call = attempt.call
@@ -376,31 +364,11 @@ class TieredCache:
         self.events.emit(Event.UNUSABLE, call.memo.task, reason=error.reason, key=call.digest)
         return pack_body(raw.header, raw.payload) + raw.stamp
 
-    def _request(self, attempt: _Attempt) -> LeaseRequest:
-        call, policy = attempt.call, attempt.call.memo.policy
-        return LeaseRequest(
-            digest=call.digest,
-            tags=call.tags,
-            token=f"{attempt.claim}:{secrets.token_hex(8)}",
-            lease_ttl=policy.lease_ttl,
-            keep_for=policy.hard_ttl + policy.lease_ttl,
-            now=None if attempt.refresh or attempt.take_over == "*" else self._clock.time(),
-            rejected=attempt.rejected,
-            claim=attempt.claim,
-            take_over=attempt.take_over,
-        )
-
-    def _waiting(self, attempt: _Attempt) -> Waiting:
-        policy, nested = attempt.call.memo.policy, bool(self._inside.digests)
-        limit = policy.lease_ttl if nested else policy.wait_limit
-        return Waiting(self._clock.monotonic() - attempt.began, limit, nested)
+    def _waiting(self, attempt: Attempt) -> Waiting:
+        return attempt.waiting(self._clock.monotonic(), nested=bool(self._inside.digests))
 
     def _is_pushed(self) -> bool:
         return self.parts.backplane is not None and self.parts.backplane.connected()
 
     def _fail_open(self, call: Call, step: str, error: TierUnavailable) -> None:
         self.events.emit(Event.FAILED_OPEN, call.memo.task, step=step, error=str(error))
-
-
-def _never() -> object:
-    raise AssertionError("an attempt that only reads has nothing to compute")

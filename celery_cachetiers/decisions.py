@@ -35,15 +35,16 @@ def refresh_is_due(times: Times, policy: Policy, now: float, draw: float) -> boo
     Source: ``refresh_ahead`` is FusionCache's eager refresh; ``beta`` is XFetch, Vattani, Chierichetti and
     Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", VLDB 2015.
     """
-    if policy.refresh_ahead is None and policy.beta is None:
-        return False
-    if policy.refresh_ahead is not None:
-        lifetime = times.fresh_until - times.computed_at
-        if now >= times.computed_at + policy.refresh_ahead * lifetime:
-            return True
+    if policy.refresh_ahead is not None and now >= refresh_ahead_at(times, policy.refresh_ahead):
+        return True
     if policy.beta is None:
         return False
     return now - times.compute_seconds * policy.beta * math.log(draw) >= times.fresh_until
+
+
+def refresh_ahead_at(times: Times, share: float) -> float:
+    """The instant at which a share of the time that the value is fresh has passed."""
+    return times.computed_at + share * (times.fresh_until - times.computed_at)
 
 
 def times_of(policy: Policy, ttl: float, now: float, compute_seconds: float, draw: float) -> Times:

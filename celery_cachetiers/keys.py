@@ -43,7 +43,7 @@ _LONGEST_SHORT_TEXT: Final = 600
 _SCALARS: Final = frozenset({int, str, bool, float, bytes, NoneType})
 _MICROSECOND: Final = timedelta(microseconds=1)
 _PLAIN: Final = frozenset({bool, float, bytes, NoneType})
-_only_scalars: Final = _SCALARS.issuperset
+only_scalars: Final = _SCALARS.issuperset
 _only_text: Final = frozenset({str}).issuperset
 
 
@@ -610,7 +610,7 @@ class KeyMaker:
 
 def _text_of_scalars(values: tuple[Any, ...]) -> str | None:
     """The text of values that are exact scalars, the one that `canonical` leads to; ``None`` asks to go that way."""
-    if not _only_scalars(map(type, values)):
+    if not only_scalars(map(type, values)):
         return None
     try:
         text = ascii(values)

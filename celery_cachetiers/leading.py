@@ -7,11 +7,11 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from celery_cachetiers.call import Call
 from celery_cachetiers.clock import Clock
-from celery_cachetiers.decisions import times_of
+from celery_cachetiers.decisions import refresh_ahead_at, times_of
 from celery_cachetiers.entry import NONCE_BYTES, Times, unpack
 from celery_cachetiers.errors import TierUnavailable, UnusableEntry
 from celery_cachetiers.events import Event, Events
@@ -91,9 +91,9 @@ class Leader:
         try:
             with keeper.keeping(lease.request):
                 computed = self._compute(call, compute)
-                sent = self._clock.monotonic()
-                if computed.storable and computed.body is not None:
-                    outcome = self._commit(call, computed, lease.request, store, announce)
+            sent = self._clock.monotonic()
+            if computed.storable and computed.body is not None:
+                outcome = self._commit(call, computed, lease.request, store, announce)
         finally:
             if outcome is None:
                 _free(lease.request, store)
@@ -119,9 +119,11 @@ class Leader:
         return computed.value, Landing(copy, checked)
 
     def keep(self, call: Call, copy: Callable[[], object], times: Times, mark: Mark, stamp: bytes | None) -> None:
-        """Puts a value into L1 for as long as it is fresh."""
-        policy = call.memo.policy
-        ttl = min(policy.l1_ttl, times.fresh_until - self._clock.time())
+        """Puts a value into L1 for as long as it is fresh, and no refresh of it is due."""
+        policy, now = call.memo.policy, self._clock.time()
+        ttl = min(policy.l1_ttl, times.fresh_until - now)
+        if policy.refresh_ahead is not None:
+            ttl = min(ttl, refresh_ahead_at(times, policy.refresh_ahead) - now)
         if policy.l1 and ttl > 0 and self._l1.trusted():
             self._l1.put(call.digest, copy(), call.names, ttl, mark, stamp=stamp, copy=policy.l1_copy)
 
@@ -158,9 +160,10 @@ class Leader:
         self, call: Call, computed: _Computed, request: LeaseRequest, store: Store, announce: bool
     ) -> int | None:
         """What the store answered; ``None`` if it could not be asked."""
-        body, times = computed.body or b"", computed.times
+        body, hard_ttl = computed.body or b"", computed.times.expires_at - computed.times.computed_at
+        request = replace(request, keep_for=max(request.keep_for, hard_ttl + request.lease_ttl))
         try:
-            outcome = store.commit(request, body, times.expires_at - times.computed_at, announce=announce)
+            outcome = store.commit(request, body, hard_ttl, announce=announce)
         except TierUnavailable as error:
             self._events.emit(Event.FAILED_OPEN, call.memo.task, step="commit", error=str(error))
             return None

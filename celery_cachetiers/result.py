@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.result import AsyncResult
@@ -12,7 +12,13 @@ from celery.result import AsyncResult
 logger = logging.getLogger("celery_cachetiers")
 
 
-class CachedResult(AsyncResult[Any]):
+if TYPE_CHECKING:
+    Base = AsyncResult[Any]
+else:  # generic for the type checker only: at run time that begins with Celery 5.6
+    Base = AsyncResult
+
+
+class CachedResult(Base):
     """Answers ``get()``, ``state`` and ``ready()`` from memory.
 
     Its id is valid everywhere: the value is stored in the result backend under it the first time anything but this

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery, Task
 from celery.app.task import Context
@@ -190,7 +190,10 @@ class CachedTaskMixin(OnCommitMixin):
     # -- both -------------------------------------------------------------------------------------------------------
 
     def _memoize(self) -> Memoized:
-        memoized = Memoized(self, options_of(type(self)))  # type: ignore[arg-type]
+        options = options_of(type(self))
+        memoized = Memoized(self, options)  # type: ignore[arg-type]
+        if _is_app_wide(self) and not options:
+            memoized.enabled = False
         self._memoized = memoized
         memoized.extension.tasks.add(self)
         return memoized
@@ -204,10 +207,25 @@ class CachedTaskMixin(OnCommitMixin):
         return tuple(dumped[0]), dict(dumped[1])
 
 
-class CachedTask(CachedTaskMixin, Task[Any, Any]):
+if TYPE_CHECKING:
+    Base = Task[Any, Any]
+else:  # generic for the type checker only: at run time that begins with Celery 5.6
+    Base = Task
+
+
+class CachedTask(CachedTaskMixin, Base):
     """A Celery task whose results are cached: ``@app.task(base=CachedTask, ttl=300, tags=["user:{user_id}"])``."""
 
     abstract = True
+
+
+def _is_app_wide(task: Any) -> bool:
+    """Whether the task has our base only because the whole app has (``Celery(task_cls=...)``).
+
+    Such a task, Celery's own among them, is cached only if it sets an option of ours itself.
+    """
+    base = task.app.Task
+    return issubclass(base, CachedTaskMixin) and isinstance(task, base)
 
 
 def _own_request(task: Any) -> Context | None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
 
 from celery_cachetiers import app as extension
 from celery_cachetiers.errors import TierUnavailable
 
-NAMES = ("invalidate_tag", "invalidate_tags", "invalidate_key", "clear")
 RETRY_BACKOFF_MAX = 30
 
 
@@ -24,10 +23,10 @@ class Operation:
     def __init__(self, name: str, act: Callable[..., None]) -> None:
         self.name = f"celery_cachetiers.{name}"
         self.__name__, self.__doc__ = name, act.__doc__
-        self._act = act
+        self.act = act
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        self._act(extension.installed(), *args, **kwargs)
+        self.act(extension.installed(), *args, **kwargs)
 
     @property
     def task(self) -> Any:
@@ -74,26 +73,28 @@ def _clear(tiers: extension.CacheTiers, task: str | None = None) -> None:
     tiers.clear(task)
 
 
-_ACTS: dict[str, Callable[..., None]] = dict(zip(NAMES, (_invalidate_tag, _invalidate_tags, _invalidate_key, _clear), strict=True))
-
-invalidate_tag = Operation("invalidate_tag", _invalidate_tag)
-invalidate_tags = Operation("invalidate_tags", _invalidate_tags)
-invalidate_key = Operation("invalidate_key", _invalidate_key)
-clear = Operation("clear", _clear)
+_OPERATIONS = (
+    Operation("invalidate_tag", _invalidate_tag),
+    Operation("invalidate_tags", _invalidate_tags),
+    Operation("invalidate_key", _invalidate_key),
+    Operation("clear", _clear),
+)
+invalidate_tag, invalidate_tags, invalidate_key, clear = _OPERATIONS
 
 
 def register(app: Celery) -> None:
     """Adds the built-in tasks to an app."""
-    for name, act in _ACTS.items():
+    for operation in _OPERATIONS:
         declare: Any = app.task(  # the stubs know the decorator's form only
-            name=f"celery_cachetiers.{name}",
+            name=operation.name,
+            base=Task,  # whatever the app's base is: to invalidate must never be answered from a cache
             autoretry_for=(TierUnavailable,),
             max_retries=None,
             retry_backoff=True,
             retry_backoff_max=RETRY_BACKOFF_MAX,
             acks_late=True,
         )
-        declare(_body(app, act))
+        declare(_body(app, operation.act))
 
 
 def _body(app: Celery, act: Callable[..., None]) -> Callable[..., None]:

@@ -1,22 +1,32 @@
 """Tags: how a call's arguments give them, which texts can be one, and the library's own implicit ones.
 
-A template is checked when the task class is created; rendering may still fail for one call's arguments, which then
-runs uncached.
+A template is checked when the task is defined. Rendering may still fail for one call's arguments (`TagError`), which
+then runs uncached: an entry without one of its tags could never be invalidated by it.
 """
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
 
 from celery_cachetiers.errors import ConfigurationError, TagError
+from celery_cachetiers.keys import bare, only_scalars
 
 MAX_LENGTH: Final = 512
-_FORMATTER: Final = string.Formatter()
 
-Tags = Callable[[Mapping[str, object]], tuple[str, ...]]
+Arguments: TypeAlias = Mapping[str, object]
+Tags: TypeAlias = Callable[[Arguments], tuple[str, ...]]
+
+# Control characters; and lone surrogates, which no Redis key can hold.
+_UNUSABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_FIELD: Final = re.compile(r"(?P<name>[^.\[\]]*)(?P<steps>(?:\.[^.\[\]]+|\[[^\[\]]+\])*)")
+_STEP: Final = re.compile(r"\.([^.\[\]]+)|\[([^\[\]]+)\]")
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
 
 
 def namespace_tag() -> str:
@@ -35,88 +45,209 @@ def key_tag(digest: str) -> str:
 
 
 def escape_tag(tag: str) -> str:
-    """A user's tag as it is stored: names with one leading ``@`` are the library's own."""
+    """A user's tag as it is stored: names with a single leading ``@`` are the library's own.
+
+    >>> escape_tag("user:1"), escape_tag("@all")
+    ('user:1', '@@all')
+    """
     return f"@{tag}" if tag.startswith("@") else tag
 
 
 def checked_tag(tag: object) -> str:
-    """The tag, if it can be one. Raises `TagError`."""
+    """The tag, if it can be one.
+
+    Raises:
+        TagError: It is no text, empty, longer than 512 characters, or has a control character or a surrogate.
+    """
     if not isinstance(tag, str) or not tag:
         raise TagError(tag, "a tag is text that is not empty")
     if len(tag) > MAX_LENGTH:
-        raise TagError(tag[:64] + "...", f"longer than {MAX_LENGTH} characters")
-    if not tag.isprintable():
-        raise TagError(tag, "it has a character that cannot be printed")
-    return tag
+        raise TagError(tag[:64] + "...", f"it is longer than {MAX_LENGTH} characters")
+    if _UNUSABLE.search(tag):
+        raise TagError(tag, "it has a control character or a surrogate")
+    return str.__str__(tag)
+
+
+# ---- templates -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class TagTemplate:
-    """``"order:{order.id}"``: text with fields over the bound arguments, as `str.format` has them."""
+    """Text with fields over a call's arguments, as `str.format` has them; made by `parse`.
+
+    >>> import datetime
+    >>> template = TagTemplate.parse("day:{day:%Y-%m}", ["day"], open_ended=False)
+    >>> template.render({"day": datetime.date(2026, 11, 23)})
+    'day:2026-11'
+    """
 
     text: str
+    _parts: tuple[str | _Field, ...] = field(repr=False)
+    # Where all fields are bare names, the text with %s in their places; one step then renders the usual arguments.
+    _pattern: str | None = field(repr=False)
+    _names: tuple[str, ...] = field(repr=False)
 
     @classmethod
-    def parse(cls, text: str, names: Sequence[str], *, open_ended: bool) -> TagTemplate:
+    def parse(cls, text: str, argument_names: Iterable[str], *, open_ended: bool) -> TagTemplate:
         """Checks a template against the names of a task's arguments.
 
         Args:
+            text: Such as ``"order:{order.id}"``, ``"user:{user_id}"`` or ``"{items[0]}"``.
+            argument_names: The names that fields may begin with.
             open_ended: The task takes ``**kwargs``: any name may come.
 
         Raises:
-            ConfigurationError: Broken braces, a positional field, an unknown argument, a private attribute.
+            ConfigurationError: It is empty, its braces are broken, or a field is positional, names what is no
+                argument, reaches for a private attribute, or has a field inside its format.
         """
-        if not text:
-            raise ConfigurationError("tags", text, "a template is text that is not empty")
+        names = tuple(argument_names)
+        if not isinstance(text, str) or not text:
+            raise _refused(text, "a template is text that is not empty")
         try:
-            fields = [field for _, field, _, _ in _FORMATTER.parse(text) if field is not None]
-            nested = [spec for _, _, spec, _ in _FORMATTER.parse(text) if spec and "{" in spec]
+            pieces = list(string.Formatter().parse(text))
         except ValueError as error:
-            raise ConfigurationError("tags", text, f"a template with matching braces ({error})") from error
-        if nested:
-            raise ConfigurationError("tags", text, "a format without fields inside it")
-        for field in fields:
-            _check_field(text, field, names, open_ended)
-        return cls(text)
+            raise _refused(text, f"a template has matching braces ({error})") from error
+        parts: list[str | _Field] = []
+        for literal, name, spec, conversion in pieces:
+            if _UNUSABLE.search(literal):
+                raise _refused(text, "a tag has no control characters and no surrogates")
+            if literal:
+                parts.append(literal)
+            if name is not None:
+                parts.append(_parse_field(text, name, spec or "", conversion or ""))
+        _check_names(text, parts, names, open_ended)
+        fields = [part for part in parts if isinstance(part, _Field)]
+        literals = [part.replace("%", "%%") if isinstance(part, str) else "%s" for part in parts]
+        pattern = "".join(literals) if all(part.is_plain for part in fields) else None
+        return cls(text, tuple(parts), pattern, tuple(part.name for part in fields))
 
-    def render(self, arguments: Mapping[str, object]) -> str:
-        """The tag. Raises `TagError` if these arguments do not give one."""
+    def render(self, arguments: Arguments) -> str:
+        """The tag, unchecked.
+
+        Raises:
+            TagError: These arguments do not give one: a name is missing, an attribute raises, a format does not fit.
+        """
         try:
-            return self.text.format_map(arguments)
+            if self._pattern is not None:
+                values = tuple(map(arguments.__getitem__, self._names))
+                if only_scalars(map(type, values)):
+                    return self._pattern % values
+            return "".join([part if isinstance(part, str) else part.render(arguments) for part in self._parts])
         except Exception as error:
             raise TagError(self.text, f"it cannot be rendered: {error!r}") from error
 
 
-def _check_field(text: str, field: str, names: Sequence[str], open_ended: bool) -> None:
-    name = field.replace("[", ".").split(".")[0]
-    if not name or name.isdigit():
-        raise ConfigurationError("tags", text, "fields with the names of arguments, such as {user_id}")
-    if any(part.startswith("_") for part in field.replace("[", ".").split(".")[1:]):
-        raise ConfigurationError("tags", text, "fields without private attributes")
-    if name not in names and not open_ended:
-        known = ", ".join(names) or "none"
-        raise ConfigurationError("tags", text, f"fields among the task's arguments ({known}), not {name!r}")
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """``{name.attribute[index]!conversion:spec}``.
+
+    Attributes:
+        steps: What leads from the argument to the value; true stands for an attribute, false for an index.
+    """
+
+    name: str
+    steps: tuple[tuple[bool, Any], ...]
+    conversion: str
+    spec: str
+
+    @property
+    def is_plain(self) -> bool:
+        """Only a name."""
+        return not (self.steps or self.conversion or self.spec)
+
+    def render(self, arguments: Arguments) -> str:
+        """The text.
+
+        A str or int Enum, and any subclass of text and numbers, stands for the value in it, as that is what a worker
+        gets through JSON: caller and worker must find the same tags. (`format` of such an Enum also depends on the
+        version of Python.)
+        """
+        value: Any = arguments[self.name]
+        for attribute, step in self.steps:
+            value = getattr(value, step) if attribute else value[step]
+        value = bare(value)
+        if self.conversion:
+            value = _CONVERSIONS[self.conversion](value)
+        return format(value, self.spec)
 
 
-def compile_tags(tags: Sequence[str] | Callable[..., Iterable[str]], names: Sequence[str], open_ended: bool) -> Tags:
-    """What gives a call's tags: sorted, each once, each checked.
+_CONVERSIONS: Final[dict[str, Callable[[Any], str]]] = {"s": str, "r": repr, "a": ascii}
+
+
+def _parse_field(text: str, source: str, spec: str, conversion: str) -> _Field:
+    match = _FIELD.fullmatch(source)
+    if match is None:
+        raise _refused(text, f"{{{source}}} is not a field such as {{order.id}} or {{items[0]}}")
+    if "{" in spec or "}" in spec:
+        raise _refused(text, "a field has no fields inside its format")
+    if conversion and conversion not in _CONVERSIONS:
+        raise _refused(text, f"a conversion is one of !s, !r, !a, not !{conversion}")
+    steps = tuple(_parse_step(*step) for step in _STEP.findall(match["steps"]))
+    if any(attribute and name.startswith("_") for attribute, name in steps):
+        raise _refused(text, "a field does not reach for private attributes")
+    return _Field(match["name"], steps, conversion, spec)
+
+
+def _parse_step(attribute: str, index: str) -> tuple[bool, Any]:
+    if attribute:
+        return True, attribute
+    return False, int(index) if index.isascii() and index.isdecimal() else index
+
+
+def _check_names(text: str, parts: Iterable[str | _Field], names: Sequence[str], open_ended: bool) -> None:
+    for name in (part.name for part in parts if isinstance(part, _Field)):
+        if not name or name.isdecimal():
+            raise _refused(text, "a field begins with the name of an argument, such as {user_id}")
+        if name not in names and not (open_ended and name.isidentifier()):
+            known = ", ".join(names) or "none"
+            raise _refused(text, f"{name!r} is not among the task's arguments ({known})")
+
+
+def _refused(value: object, allowed: str) -> ConfigurationError:
+    return ConfigurationError("tags", value, allowed)
+
+
+# ---- the tags of a call ----------------------------------------------------------------------------------------------
+
+
+def compile_tags(
+    tags: Sequence[str] | Callable[..., Iterable[str]], names: Iterable[str], open_ended: bool = False
+) -> Tags:
+    """What gives a call's tags from its arguments by name: sorted, each once, each checked, not yet escaped.
 
     Args:
         tags: Templates, or ``tags(**arguments)``.
+        names: The names of the arguments; see `TagTemplate.parse`.
+        open_ended: The task takes ``**kwargs``.
+
+    Returns:
+        A function that raises `TagError`, and no other exception, if these arguments do not give usable tags.
 
     Raises:
         ConfigurationError: A template is not usable.
     """
     if callable(tags):
         ask = tags
-        return lambda arguments: _checked(ask(**arguments))
-    templates = [TagTemplate.parse(text, names, open_ended=open_ended) for text in tags]
+        return lambda arguments: _checked(_asked(ask, arguments))
+    if isinstance(tags, str):
+        raise _refused(tags, f"a list of templates: [{tags!r}]")
+    known = tuple(names)
+    templates = [TagTemplate.parse(text, known, open_ended=open_ended) for text in tags]
     if not templates:
         return lambda arguments: ()
-    return lambda arguments: _checked(template.render(arguments) for template in templates)
+    return lambda arguments: _checked([template.render(arguments) for template in templates])
 
 
-def _checked(tags: Iterable[str]) -> tuple[str, ...]:
+def _asked(ask: Callable[..., Iterable[str]], arguments: Arguments) -> list[str]:
+    try:
+        tags = ask(**arguments)
+        found = list(tags)
+    except Exception as error:
+        raise TagError(getattr(ask, "__qualname__", repr(ask)), f"no tags came of it: {error!r}") from error
     if isinstance(tags, str):
         raise TagError(tags, "tags are a list, not one text")
+    return found
+
+
+def _checked(tags: Iterable[object]) -> tuple[str, ...]:
     return tuple(sorted({checked_tag(tag) for tag in tags}))

@@ -81,7 +81,7 @@ class RedisStore:
         stale = self._unpacked(answer[-1]) if answer[-1] else None
         if answer[0] == 2:
             return Leading(answer[1], stale)
-        return Held(answer[1].decode(), max(answer[2], 0) / 1000, stale)
+        return Held(answer[1].decode(errors="replace"), max(answer[2], 0) / 1000, stale)
 
     def commit(self, request: LeaseRequest, body: bytes, hard_ttl: float, *, announce: bool = False) -> int:
         digest = request.digest

@@ -19,7 +19,7 @@ from typing import Any
 DATABASE = "STOREFRONT_DATABASE"
 """Environment variable with the path of the database."""
 
-USERS, PRODUCTS, ORDERS, DAYS = 400, 240, 60_000, 90
+USERS, PRODUCTS, ORDERS, DAYS = 400, 240, 150_000, 90
 
 _FIRST = "Ada Alan Barbara Claude Donald Edith Frances Grace Hedy Ida John Katherine Linus Margaret Niklaus Olga".split()
 _LAST = "Allen Bartik Codd Dijkstra Elion Franklin Goldberg Hopper Iverson Johnson Knuth Liskov Meitner Noether".split()
@@ -197,7 +197,7 @@ def zipf(count: int, exponent: float = 1.1) -> list[float]:
 def _some_users() -> Iterator[tuple[int, str]]:
     for user_id in range(1, USERS + 1):
         round_, place = divmod(user_id - 1, len(_FIRST) * len(_LAST))
-        name = f"{_FIRST[place % len(_FIRST)]} {_LAST[place // len(_FIRST)]}"
+        name = f"{_FIRST[place % len(_FIRST)]} {_LAST[(place + place // len(_FIRST)) % len(_LAST)]}"
         yield user_id, name if not round_ else f"{name} {'I' * (round_ + 1)}"
 
 

@@ -46,7 +46,7 @@ LAYERS = {
         below=("words",),
     ),
     "engine": Layer(
-        modules=("decisions", "flight", "call", "leading", "cache", "metrics", "metrics.*"),
+        modules=("decisions", "flight", "call", "attempt", "leading", "cache", "metrics", "metrics.*"),
         below=("words", "ports"),
         libraries=1,
         never=("celery", "kombu", "redis", "cachetools"),

@@ -1,0 +1,68 @@
+"""One call on its way to a value: what it asks L2 for, and how long it has waited."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+
+from celery_cachetiers.call import Call
+from celery_cachetiers.decisions import Waiting
+from celery_cachetiers.entry import MISSING
+from celery_cachetiers.ports import Compute, LeaseRequest
+
+ANY_HOLDER = "*"
+
+
+def _never() -> object:
+    raise AssertionError("an attempt that does not compute was asked to")
+
+
+@dataclass(slots=True)
+class Attempt:
+    """The state of one call while it goes through the engine; used by one thread.
+
+    Attributes:
+        compute: Runs the body.
+        began: Monotonic instant from which its waiting counts; starts over when another leader is waited for.
+        claim: The task id, to which a lease may have been handed.
+        refresh: It computes whatever there is, and replaces it.
+        take_over: Token of the leader that it waits for no longer, or `ANY_HOLDER`.
+        waited: It has waited for a leader: what it finds then was computed for it.
+        rejected: Bytes of an entry that could not be used, not to be offered again.
+        stale: A stale value in hand, for the case that somebody else computes.
+    """
+
+    call: Call
+    compute: Compute = _never
+    began: float = 0.0
+    claim: str = ""
+    refresh: bool = False
+    take_over: str = ""
+    waited: bool = False
+    rejected: bytes | None = None
+    stale: object = MISSING
+    nonce: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def request(self, now: float) -> LeaseRequest:
+        """The request for a lease; the same token every time."""
+        call, policy = self.call, self.call.memo.policy
+        return LeaseRequest(
+            digest=call.digest,
+            tags=call.tags,
+            token=f"{self.claim}:{self.nonce}",
+            lease_ttl=policy.lease_ttl,
+            keep_for=policy.hard_ttl + policy.lease_ttl,
+            now=None if self.refresh or self.take_over == ANY_HOLDER else now,
+            rejected=self.rejected,
+            claim=self.claim,
+            take_over=self.take_over,
+        )
+
+    def waiting(self, now: float, *, nested: bool) -> Waiting:
+        """How long it has waited and may: a call inside another compute not past one lease TTL.
+
+        Args:
+            now: Monotonic.
+        """
+        policy = self.call.memo.policy
+        return Waiting(now - self.began, policy.lease_ttl if nested else policy.wait_limit, nested)

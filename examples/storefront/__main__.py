@@ -1,0 +1,140 @@
+"""`python -m examples.storefront`: a Redis, a worker and beat of its own, visitors for some seconds, and a table.
+
+Decides the order of things and the exit status: 0, 1 for a stale page or a failure, 128 + the signal if interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+try:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+except ImportError:
+    sys.exit('The demo draws with rich, which is not installed: pip install "celery-cachetiers[demo]"')
+
+from celery_cachetiers import CacheTiers
+from examples.storefront import shop
+from examples.storefront.app import app
+from examples.storefront.demo import report
+from examples.storefront.demo.names import Names
+from examples.storefront.demo.servers import CONCURRENCY, ENDING, DemoFailed, Servers
+from examples.storefront.demo.visitors import VISITORS, Visitors
+
+WHAT_NEXT = """
+Read next: examples/storefront/README.md, the same by hand in three terminals; docs/tutorial.md, a first cached task.\
+"""
+
+
+def main() -> int:
+    """Runs the demo and returns the exit status."""
+    options = _options()
+    console = Console(highlight=False)
+    started = time.monotonic()
+    try:
+        with _interruptible(), Servers() as servers:
+            names, table, beat_asked = _run(console, servers, options.seconds)
+    except DemoFailed as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    except Interrupted as interrupted:
+        print("Interrupted; everything that was started has ended.", file=sys.stderr)
+        return 128 + interrupted.signal
+    report.show(console, table, names, beat_asked)
+    console.print(f"{WHAT_NEXT}\nThe demo took {time.monotonic() - started:.0f} s and has left nothing behind.")
+    return 1 if names.stale else 0
+
+
+def _run(console: Console, servers: Servers, seconds: float) -> tuple[Names, list[report.Line], int]:
+    console.print(servers.start_redis())
+    worker = servers.start_worker()  # needs longer to start than the shop to be seeded
+    console.print(f"A shop on SQLite: {shop.seed()}")
+    worker.wait_until(lambda: worker.said(" ready."), 30)
+    beat = servers.start_beat()
+    console.print(f"A worker with {CONCURRENCY} processes, and beat")
+    names = Names(shop.names())
+    try:
+        with Visitors(names, seconds) as visitors:
+            _watch(console, servers, visitors, seconds)
+    except DemoFailed:
+        raise
+    except Exception as error:
+        raise DemoFailed(f"A visitor got no page: {error!r}\n{servers.tails()}") from error
+    finally:
+        CacheTiers(app).reset()  # its connections, and Celery's, before the Redis that they lead to
+        app.close()
+    beat.check()
+    return names, report.lines(visitors), beat.log_text().count("Sending due task warm-top-users")
+
+
+def _watch(console: Console, servers: Servers, visitors: Visitors, seconds: float) -> None:
+    """Shows what happens until the time is over: a bar in a terminal, a few lines elsewhere. Raises what went wrong."""
+    console.print(f"{VISITORS} visitors for {seconds:g} s (Zipf); meanwhile customers are renamed\n")
+    columns = (BarColumn(bar_width=30), TimeRemainingColumn(), TextColumn("{task.description}"))
+    began = time.monotonic()
+    told_at = began
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=seconds)
+        while (now := time.monotonic()) < began + seconds:
+            servers.check()
+            visitors.check()
+            progress.update(bar, completed=now - began, description=_state(visitors))
+            if not console.is_terminal and now >= told_at + seconds / 4:
+                told_at = now
+                console.print(f"{now - began:5.1f} s  {_state(visitors)}")
+            time.sleep(0.1)
+        progress.update(bar, completed=seconds, description=_state(visitors))
+
+
+def _state(visitors: Visitors) -> str:
+    asked = visitors.asked
+    return f"{asked:,} pages, {visitors.hits / asked if asked else 0:.0%} hits, {visitors.names.renames} renames"
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m examples.storefront", description="The demo of celery-cachetiers.")
+    parser.add_argument("--seconds", type=_duration, default=20.0, help="how long visitors come (default: 20)")
+    return parser.parse_args()
+
+
+def _duration(text: str) -> float:
+    seconds = float(text)
+    if not 1 <= seconds <= 600:
+        raise argparse.ArgumentTypeError("a number from 1 to 600")
+    return seconds
+
+
+class Interrupted(BaseException):
+    """Raised in the main thread by a signal that asks the demo to end."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turns the first of these signals into `Interrupted` for the length of a block."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        for each in ENDING:
+            signal.signal(each, signal.SIG_IGN)  # the way out is bounded; a second Ctrl-C must not cut it short
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, interrupt) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

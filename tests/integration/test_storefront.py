@@ -1,0 +1,108 @@
+"""The storefront example: its demo tells the truth, and leaves nothing behind however it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.processes import ROOT, unavailable, wait_until
+from tests.servers import FLAVOURS, require_executable
+
+ENDS_WITHIN = 60.0
+TMPDIR = "TMPDIR"
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    """Where the demo makes its temporary directory. Its path in the environment marks every process of the demo."""
+    require_executable(*reversed(FLAVOURS))
+    try:
+        import rich  # noqa: F401 - looked for here, used by the demo
+    except ImportError:
+        unavailable("the demo needs rich: install the extra [demo]")
+    return tmp_path
+
+
+@contextmanager
+def _demo(scratch: Path) -> Iterator[subprocess.Popen[str]]:
+    environment = {**os.environ, TMPDIR: str(scratch), "COLUMNS": "80"}
+    environment.pop("CACHETIERS_ENABLED", None)
+    command = [sys.executable, "-m", "examples.storefront", "--seconds", "4"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as demo:
+        try:
+            yield demo
+        finally:
+            demo.kill()
+            for process in _processes(scratch):
+                process.kill()
+
+
+def _processes(scratch: Path) -> list[psutil.Process]:
+    """Every process that inherited the demo's environment, orphans included."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(TMPDIR) == str(scratch) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    assert found is not None, f"{pattern!r} is not in:\n{text}"
+    return int(found[1].replace(",", ""))
+
+
+def test_the_demo_computes_less_than_it_is_asked_for_and_shows_no_stale_page(scratch: Path) -> None:
+    with _demo(scratch) as demo:
+        output, errors = demo.communicate(timeout=ENDS_WITHIN)
+
+        assert demo.returncode == 0, f"{output}\n{errors}"
+        assert 0 < _number(r"([\d,]+) computes", output) < _number(r"([\d,]+) calls", output)
+        assert _number(r"([\d,]+) renames, ", output) > 0
+        assert _number(r"([\d,]+) pages checked", output) > 0
+        assert _number(r"([\d,]+) stale pages", output) == 0
+        assert all(page in output for page in ("profile", "top_users", "order_report"))
+        assert errors == ""
+        assert _processes(scratch) == []
+        assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_neither_a_process_nor_a_file(scratch: Path, number: signal.Signals) -> None:
+    with _demo(scratch) as demo:
+        assert demo.stdout is not None
+        assert any("visitors for" in line for line in demo.stdout), demo.communicate()
+        assert len(_processes(scratch)) >= 6  # the demo, Redis, the worker and its two children, beat
+
+        demo.send_signal(number)
+        _, errors = demo.communicate(timeout=ENDS_WITHIN)
+
+        assert demo.returncode == 128 + number
+        assert "Traceback" not in errors
+        assert _processes(scratch) == []
+        assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the parent-death signal of Linux")
+def test_a_killed_demo_takes_its_processes_along(scratch: Path) -> None:
+    with _demo(scratch) as demo:
+        assert demo.stdout is not None
+        assert any("visitors for" in line for line in demo.stdout), demo.communicate()
+
+        demo.kill()
+
+        wait_until(lambda: _processes(scratch) == [], timeout=20, message="end of the demo's processes")
