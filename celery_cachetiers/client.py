@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any, Final
 
@@ -49,7 +48,7 @@ class RedisClient:
     """Sends commands, one connection per thread at a time, none shared with a parent process.
 
     Concurrency: the idle connections are a deque, whose ends are thread-safe; a connection belongs to one caller
-    from `_borrow` to its return, and is closed if the caller is interrupted between sending and reading.
+    from the moment it leaves the deque until it is back, and is closed if the caller is interrupted between sending and reading.
 
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``.
@@ -82,12 +81,10 @@ class RedisClient:
 
     def open(self) -> Any:
         """A connected connection that is the caller's own, to `close`."""
-        connection = self._factory.connection_class(**self._factory.connection_kwargs)
         try:
-            connection.connect()
+            return self._new()
         except FAULTS as error:
             raise TierUnavailable(f"cannot connect: {error}") from error
-        return connection
 
     def call(self, build: Build, *, must_try: bool = False) -> Any:
         """Sends one command and returns its answer.
@@ -130,30 +127,38 @@ class RedisClient:
         return answers
 
     def _send(self, builds: Sequence[Build]) -> list[Any]:
-        reused = bool(self._idle)
-        try:
-            with self._borrow() as connection:
-                return _exchange(connection, [build(connection.run_id) for build in builds])
-        except (redis.ConnectionError, OSError) as error:
-            if not reused or isinstance(error, TimeoutError):
-                raise
-        self._drop_idle()
-        with self._borrow() as connection:
-            return _exchange(connection, [build(connection.run_id) for build in builds])
-
-    @contextmanager
-    def _borrow(self) -> Iterator[Any]:
         try:
             connection = self._idle.pop()
         except IndexError:
-            connection = self._factory.connection_class(**self._factory.connection_kwargs)
+            return self._exchange(self._new(), builds)
         try:
-            connection.connect()
-            yield connection
+            return self._exchange(connection, builds)
+        except TimeoutError:  # the server is slow, not gone
+            raise
+        except (redis.ConnectionError, OSError):
+            self._drop_idle()
+        return self._exchange(self._new(), builds)
+
+    def _new(self) -> Any:
+        connection = self._factory.connection_class(**self._factory.connection_kwargs)
+        connection.connect()
+        return connection
+
+    def _exchange(self, connection: Any, builds: Sequence[Build]) -> list[Any]:
+        """Sends and reads; the connection lies idle afterwards, or is closed if anything came in between."""
+        run_id = connection.run_id
+        try:
+            if len(builds) == 1:
+                connection.send_command(*builds[0](run_id))
+                answers = [_answer(connection)]
+            else:
+                connection.send_packed_command(connection.pack_commands([build(run_id) for build in builds]))
+                answers = [_answer(connection) for _ in builds]
         except BaseException:
             connection.disconnect()
             raise
         self._idle.append(connection)
+        return answers
 
     def _drop_idle(self) -> None:
         while True:
@@ -165,14 +170,6 @@ class RedisClient:
     def close(self) -> None:
         """Closes the idle connections; the client can be used again."""
         self._drop_idle()
-
-
-def _exchange(connection: Any, commands: Sequence[Command]) -> list[Any]:
-    if len(commands) == 1:
-        connection.send_command(*commands[0])
-        return [_answer(connection)]
-    connection.send_packed_command(connection.pack_commands(commands))
-    return [_answer(connection) for _ in commands]
 
 
 def _answer(connection: Any) -> Any:

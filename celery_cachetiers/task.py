@@ -231,10 +231,19 @@ def _is_app_wide(task: Any) -> bool:
 def _own_request(task: Any) -> Context | None:
     """The request of the call that the worker's (or ``apply``'s) tracer makes; ``None`` for a direct call."""
     stack = task.request_stack
+    if _is_idle(stack):
+        return None
     request: Any = stack.top
     if request is None or request.called_directly or request._protected or len(stack) != 1:
         return None
     return request  # type: ignore[no-any-return]  # the stubs do not know _protected
+
+
+def _is_idle(stack: Any) -> bool:
+    """Whether no thread has a request of the task: asked of the stack's storage, as its ``top`` costs 1.2 µs then, a
+    quarter of an L1 hit. Should Celery change the storage, the answer is no, and ``top`` tells."""
+    storage = getattr(getattr(stack, "_local", None), "__storage__", None)
+    return storage is not None and not storage
 
 
 def _mode_of(request: Context) -> str:

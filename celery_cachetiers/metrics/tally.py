@@ -60,8 +60,11 @@ class Counters:
 
     def of(self, task: str) -> Tally:
         """The tally of one task: the same object every time."""
-        with self._lock:
-            return self._tallies.setdefault(task, Tally())
+        tally = self._tallies.get(task)
+        if tally is None:
+            with self._lock:
+                tally = self._tallies.setdefault(task, Tally())
+        return tally
 
     def __call__(self, event: Event, task: str, details: dict[str, object]) -> None:
         if not task:

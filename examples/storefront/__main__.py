@@ -29,7 +29,9 @@ from examples.storefront.demo.servers import CONCURRENCY, ENDING, DemoFailed, Se
 from examples.storefront.demo.visitors import VISITORS, Visitors
 
 WHAT_NEXT = """
-Read next: examples/storefront/README.md, the same by hand in three terminals; docs/tutorial.md, a first cached task.\
+Read next:
+  examples/storefront/README.md   the same by hand, in three terminals
+  docs/tutorial.md                a first cached task, step by step
 """
 
 

@@ -19,11 +19,17 @@ from typing import Any
 DATABASE = "STOREFRONT_DATABASE"
 """Environment variable with the path of the database."""
 
-USERS, PRODUCTS, ORDERS, DAYS = 400, 240, 150_000, 90
+USERS, PRODUCTS, ORDERS, DAYS = 400, 240, 100_000, 90
 
-_FIRST = "Ada Alan Barbara Claude Donald Edith Frances Grace Hedy Ida John Katherine Linus Margaret Niklaus Olga".split()
-_LAST = "Allen Bartik Codd Dijkstra Elion Franklin Goldberg Hopper Iverson Johnson Knuth Liskov Meitner Noether".split()
-_CATEGORIES = "books coffee garden lamps music paper tea tools toys wool".split()
+_FIRST = (
+    *("Ada", "Alan", "Barbara", "Claude", "Donald", "Edith", "Frances", "Grace"),
+    *("Hedy", "Ida", "John", "Katherine", "Linus", "Margaret", "Niklaus", "Olga"),
+)
+_LAST = (
+    *("Allen", "Bartik", "Codd", "Dijkstra", "Elion", "Franklin", "Goldberg"),
+    *("Hopper", "Iverson", "Johnson", "Knuth", "Liskov", "Meitner", "Noether"),
+)
+_CATEGORIES = ("books", "coffee", "garden", "lamps", "music", "paper", "tea", "tools", "toys", "wool")
 
 _SCHEMA = """
     CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT NOT NULL);

@@ -23,7 +23,7 @@ TMPDIR = "TMPDIR"
 
 @pytest.fixture
 def scratch(tmp_path: Path) -> Path:
-    """Where the demo makes its temporary directory. Its path in the environment marks every process of the demo."""
+    """Where the demo makes its temporary directory; it marks the demo's processes, see `_is_of`."""
     require_executable(*reversed(FLAVOURS))
     try:
         import rich  # noqa: F401 - looked for here, used by the demo
@@ -49,15 +49,23 @@ def _demo(scratch: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def _processes(scratch: Path) -> list[psutil.Process]:
-    """Every process that inherited the demo's environment, orphans included."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(TMPDIR) == str(scratch) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
+    """Every process of the demo that runs, orphans included: by its environment, or (Redis writes its title over that)
+    by its working directory."""
+    return [process for process in psutil.process_iter() if _is_of(process, scratch)]
+
+
+def _is_of(process: psutil.Process, scratch: Path) -> bool:
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return process.environ().get(TMPDIR) == str(scratch) or process.cwd().startswith(str(scratch))
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+def _read_until(text: str, demo: subprocess.Popen[str]) -> None:
+    assert demo.stdout is not None
+    assert any(text in line for line in demo.stdout), demo.communicate()
 
 
 def _number(pattern: str, text: str) -> int:
@@ -66,12 +74,21 @@ def _number(pattern: str, text: str) -> int:
     return int(found[1].replace(",", ""))
 
 
+def _totals(text: str) -> list[int]:
+    """Calls, L1 hits, L2 hits and what the worker answered, from the last row of the table."""
+    found = re.search(r"^all((?: +[\d,]+){4})", text, re.MULTILINE)
+    assert found is not None, text
+    return [int(number.replace(",", "")) for number in found[1].split()]
+
+
 def test_the_demo_computes_less_than_it_is_asked_for_and_shows_no_stale_page(scratch: Path) -> None:
     with _demo(scratch) as demo:
         output, errors = demo.communicate(timeout=ENDS_WITHIN)
 
         assert demo.returncode == 0, f"{output}\n{errors}"
         assert 0 < _number(r"([\d,]+) computes", output) < _number(r"([\d,]+) calls", output)
+        calls, l1_hits, l2_hits, by_worker = _totals(output)
+        assert calls == l1_hits + l2_hits + by_worker
         assert _number(r"([\d,]+) renames, ", output) > 0
         assert _number(r"([\d,]+) pages checked", output) > 0
         assert _number(r"([\d,]+) stale pages", output) == 0
@@ -84,15 +101,26 @@ def test_the_demo_computes_less_than_it_is_asked_for_and_shows_no_stale_page(scr
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_neither_a_process_nor_a_file(scratch: Path, number: signal.Signals) -> None:
     with _demo(scratch) as demo:
-        assert demo.stdout is not None
-        assert any("visitors for" in line for line in demo.stdout), demo.communicate()
+        _read_until("visitors for", demo)
         assert len(_processes(scratch)) >= 6  # the demo, Redis, the worker and its two children, beat
 
         demo.send_signal(number)
         _, errors = demo.communicate(timeout=ENDS_WITHIN)
 
         assert demo.returncode == 128 + number
-        assert "Traceback" not in errors
+        assert errors == "Interrupted; everything that was started has ended.\n"
+        assert _processes(scratch) == []
+        assert list(scratch.iterdir()) == []
+
+
+def test_a_demo_interrupted_while_its_worker_starts_leaves_nothing_either(scratch: Path) -> None:
+    with _demo(scratch) as demo:
+        _read_until("A shop on SQLite", demo)
+
+        demo.send_signal(signal.SIGINT)
+        demo.communicate(timeout=ENDS_WITHIN)
+
+        assert demo.returncode == 128 + signal.SIGINT
         assert _processes(scratch) == []
         assert list(scratch.iterdir()) == []
 
@@ -100,8 +128,7 @@ def test_an_interrupted_demo_leaves_neither_a_process_nor_a_file(scratch: Path, 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the parent-death signal of Linux")
 def test_a_killed_demo_takes_its_processes_along(scratch: Path) -> None:
     with _demo(scratch) as demo:
-        assert demo.stdout is not None
-        assert any("visitors for" in line for line in demo.stdout), demo.communicate()
+        _read_until("visitors for", demo)
 
         demo.kill()
 

@@ -1,1 +1,1 @@
-"""What `python -m examples.storefront` adds to the example: servers of its own, visitors, and a table of the outcome."""
+"""What `python -m examples.storefront` adds to the example: servers of its own, visitors, a table of the outcome."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from celery_cachetiers import CacheTiers
@@ -43,16 +43,15 @@ class Line:
         """What the calls would have taken if each had run the body, less what ran: (calls - computes) x mean."""
         return (self.calls.count - self.computations.count) * self.computations.mean
 
+    @property
+    def counts(self) -> tuple[int, int, int, int, int]:
+        """Calls, L1 hits, L2 hits, those answered by the worker, computes."""
+        return self.calls.count, self.l1_hits, self.l2_hits, len(self.calls.by_worker), self.computations.count
+
     def cells(self) -> list[str]:
         """The row, as text."""
-        counts = (self.calls.count, self.l1_hits, self.l2_hits, len(self.calls.by_worker), self.computations.count)
-        return [
-            self.page,
-            *(f"{count:,}" for count in counts),
-            _milliseconds(self.calls.hits),
-            _milliseconds(self.computations.seconds),
-            f"{self.seconds_saved:,.1f} s",
-        ]
+        p50s = _milliseconds(self.calls.hits), _milliseconds(self.computations.seconds)
+        return [self.page, *map("{:,}".format, self.counts), *p50s, f"{self.seconds_saved:,.1f}"]
 
 
 def lines(visitors: Visitors) -> list[Line]:
@@ -64,40 +63,42 @@ def show(console: Console, table: Sequence[Line], names: Names, beat_asked: int)
     """Prints everything."""
     console.print()
     console.print(_table(table))
+    console.print()
     calls, computes = sum(line.calls.count for line in table), sum(line.computations.count for line in table)
     hits = sum(len(line.calls.hits) for line in table)
-    console.print(f"{calls:,} calls, {computes:,} computes, {hits / calls if calls else 0:.1%} answered with no message.")
+    console.print(f"{calls:,} calls, {computes:,} computes; {hits / max(calls, 1):.1%} answered with no message.")
     if not CacheTiers(app).settings.enabled:
-        console.print("CACHETIERS_ENABLED is off: this was the shop without a cache.")
-    console.print(f"Beat asked {beat_asked} times for top_users; it sends a message only if the list is not fresh.")
-    console.print()
+        console.print("CACHETIERS_ENABLED is off: this was the shop without a cache.", style="bold")
+    console.print(f"Beat asked {beat_asked} times for top_users: a message only when it is not fresh.")
     console.print(f"{names.renames} renames, {names.checked:,} pages checked afterwards, {names.stale} stale pages.")
     if names.late:
         console.print(
-            f"{names.late} more lists showed the old name for up to {names.latest * 1000:.1f} ms: top_users is"
-            ' "eventual", so an L1 may lag by the delay of the backplane; profile is "strict".'
+            f"{names.late} lists were late, by {names.latest * 1000:.1f} ms at most: "
+            'top_users is "eventual", profile is "strict".'
         )
     if names.first_stale is not None:
         console.print(f"The first stale page: {names.first_stale}", style="bold red")
 
 
 def _table(lines: Sequence[Line]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_footer=True, footer_style="bold")
-    totals = ["all", *(f"{sum(column):,}" for column in zip(*map(_counts, lines), strict=True)), "", ""]
-    totals.append(f"{sum(line.seconds_saved for line in lines):,.1f} s")
-    headers = ["page", "calls", "L1\nhits", "L2\nhits", "by the\nworker", "computes", "hit\np50", "compute\np50"]
-    headers.append("saved")
-    for header, total in zip(headers, totals, strict=True):
-        numeric = header != "page"
-        table.add_column(header, total, justify="right" if numeric else "left", no_wrap=True, vertical="bottom")
+    totals = [sum(column) for column in zip(*(line.counts for line in lines), strict=True)]
+    saved = sum(line.seconds_saved for line in lines)
+    columns = [
+        ("page", "all"),
+        *zip(("calls", "L1\nhits", "L2\nhits", "by the\nworker", "computes"), map("{:,}".format, totals), strict=True),
+        ("hit\np50, ms", ""),
+        ("compute\np50, ms", ""),
+        ("seconds\nsaved", f"{saved:,.1f}"),
+    ]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, show_footer=True)
+    table.footer_style = "bold"
+    for header, total in columns:
+        justify: JustifyMethod = "left" if header == "page" else "right"
+        table.add_column(header, total, justify=justify, no_wrap=True, vertical="bottom")
     for line in lines:
         table.add_row(*line.cells())
     return table
 
 
-def _counts(line: Line) -> tuple[int, ...]:
-    return line.calls.count, line.l1_hits, line.l2_hits, len(line.calls.by_worker), line.computations.count
-
-
 def _milliseconds(seconds: Sequence[float]) -> str:
-    return f"{statistics.median(seconds) * 1000:,.2f} ms" if seconds else "-"
+    return f"{statistics.median(seconds) * 1000:,.2f}" if seconds else "-"

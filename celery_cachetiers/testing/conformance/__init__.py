@@ -1,0 +1,10 @@
+"""One suite per port, to be run against every adapter: subclass it, give the one fixture it names, and that is all.
+
+The suites are plain classes without pytest in them; pytest collects the subclass.
+"""
+
+from celery_cachetiers.testing.conformance.codec import CodecConformance
+from celery_cachetiers.testing.conformance.local_tier import LocalTierConformance, LocalTierUnderTest
+from celery_cachetiers.testing.conformance.store import StoreConformance, StoreUnderTest
+
+__all__ = ["CodecConformance", "LocalTierConformance", "LocalTierUnderTest", "StoreConformance", "StoreUnderTest"]

@@ -1,0 +1,623 @@
+"""What every L2 promises: stamps, leases, fences, wake-ups, announcements."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from celery_cachetiers.entry import NONCE_BYTES, Header, RawEntry, Times, pack_body, tag_block
+from celery_cachetiers.ports import (
+    NOT_HELD,
+    OUT_OF_DATE,
+    STORED,
+    Found,
+    Held,
+    Leading,
+    LeaseRequest,
+    Store,
+)
+from celery_cachetiers.templates import key_tag, namespace_tag, task_tag
+from celery_cachetiers.testing.listener import RecordingListener
+
+TAGS = (namespace_tag(), task_tag("conformance"), "user:1")
+LEASE_TTL = 30.0
+TTL = 60.0
+
+
+@dataclass
+class StoreUnderTest:
+    """What a subclass' ``store`` fixture returns: two processes on the same, empty L2.
+
+    Attributes:
+        ours, theirs: A store in each of the two processes.
+        we_hear, they_hear: What the listeners of these processes hear; both are connected.
+        now: Epoch seconds.
+        advance: Lets so many seconds pass; by default it sleeps.
+    """
+
+    ours: Store
+    theirs: Store
+    we_hear: RecordingListener = field(default_factory=RecordingListener)
+    they_hear: RecordingListener = field(default_factory=RecordingListener)
+    now: Callable[[], float] = time.time
+    advance: Callable[[float], None] = time.sleep
+
+    def request(self, digest: str, tags: tuple[str, ...] = TAGS, **changes: Any) -> LeaseRequest:
+        """A request with a token of its own."""
+        request = LeaseRequest(
+            digest=digest,
+            tags=tags,
+            token=f":{os.urandom(8).hex()}",
+            lease_ttl=LEASE_TTL,
+            keep_for=TTL + LEASE_TTL,
+            now=self.now(),
+        )
+        return replace(request, **changes)
+
+    def body(self, payload: bytes = b'"value"', tags: tuple[str, ...] = TAGS, *, fresh_for: float = TTL) -> bytes:
+        """The body of an entry, computed now, that is stale after ``fresh_for`` and expired after `TTL`."""
+        now = self.now()
+        times = Times(now, now + fresh_for, now + max(TTL, fresh_for), 0.0)
+        return pack_body(Header(times, len(tags), tag_block(tags), "application/json", "utf-8"), payload)
+
+    def lead(self, digest: str, tags: tuple[str, ...] = TAGS, **changes: Any) -> LeaseRequest:
+        """Takes the lease that nobody holds."""
+        request = self.request(digest, tags, **changes)
+        answer = self.ours.lease(request)
+        assert isinstance(answer, Leading), answer
+        return request
+
+    def commit(self, request: LeaseRequest, payload: bytes = b'"value"', **how: Any) -> int:
+        """Commits under a lease that was taken with `lead`."""
+        return self.ours.commit(request, self.body(payload, request.tags, **how), TTL)
+
+    def store(self, digest: str, payload: bytes = b'"value"', tags: tuple[str, ...] = TAGS, **how: Any) -> None:
+        """Leads and commits."""
+        assert self.commit(self.lead(digest, tags), payload, **how) == STORED
+
+
+def digest() -> str:
+    """A key that no other test uses."""
+    return os.urandom(16).hex()
+
+
+def payload_of(raw: RawEntry | None) -> bytes | None:
+    """The payload, ``None`` for a miss."""
+    return None if raw is None else raw.payload
+
+
+class StoreConformance:
+    """Subclass it with a fixture ``store`` that returns a `StoreUnderTest`.
+
+    ```
+    class TestMyStore(StoreConformance):
+        @pytest.fixture
+        def store(self): ...
+    ```
+    """
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def test_what_was_committed_is_read_in_every_process(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.store(key, b'"hello"')
+
+        for side in (store.ours, store.theirs):
+            raw = side.read(key, TAGS)
+            assert payload_of(raw) == b'"hello"'
+            assert raw is not None
+            assert raw.header.tag_block == tag_block(TAGS)
+
+    def test_an_unknown_key_is_a_miss(self, store: StoreUnderTest) -> None:
+        assert store.ours.read(digest(), TAGS) is None
+
+    def test_the_stamp_of_an_entry_is_that_of_its_lease_and_the_current_one(self, store: StoreUnderTest) -> None:
+        key = digest()
+        request = store.request(key)
+        leading = store.ours.lease(request)
+        store.commit(request)
+
+        raw = store.theirs.read(key, TAGS)
+        assert raw is not None
+        assert isinstance(leading, Leading)
+        assert raw.stamp == leading.stamp == store.ours.versions(TAGS)
+
+    def test_versions_come_in_the_order_of_the_tags(self, store: StoreUnderTest) -> None:
+        store.store(digest())
+
+        forward, backward = store.ours.versions(TAGS), store.ours.versions(TAGS[::-1])
+        assert forward is not None
+        assert backward is not None
+        assert backward == b"".join(_nonces(forward)[::-1])
+
+    def test_there_are_no_versions_while_one_of_them_is_missing(self, store: StoreUnderTest) -> None:
+        store.store(digest())
+
+        assert store.ours.versions((*TAGS, f"never used:{digest()}")) is None
+
+    def test_an_entry_is_a_miss_after_its_hard_ttl(self, store: StoreUnderTest) -> None:
+        key = digest()
+        request = store.lead(key)
+        store.ours.commit(request, store.body(), 0.1)
+        store.advance(0.15)
+
+        assert store.ours.read(key, TAGS) is None
+
+    # -- tags -------------------------------------------------------------------------------------------------------
+
+    def test_an_entry_is_a_miss_once_any_of_its_tags_was_invalidated(self, store: StoreUnderTest) -> None:
+        for tag in TAGS:
+            key = digest()
+            store.store(key)
+            store.theirs.invalidate([tag])
+
+            assert store.ours.read(key, TAGS) is None, tag
+
+    def test_invalidation_leaves_entries_under_other_tags_alone(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.store(key)
+        store.theirs.invalidate([f"user:{digest()}"])
+
+        assert payload_of(store.ours.read(key, TAGS)) == b'"value"'
+
+    def test_a_tag_that_comes_back_never_revives_what_was_invalidated(self, store: StoreUnderTest) -> None:
+        old, new = digest(), digest()
+        store.store(old)
+        before = store.ours.versions(TAGS)
+        store.theirs.invalidate(["user:1"])
+        store.store(new)
+
+        assert store.ours.versions(TAGS) != before
+        assert store.ours.read(old, TAGS) is None
+        assert store.ours.read(new, TAGS) is not None
+
+    def test_other_tag_names_never_validate(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.store(key)
+        others = (TAGS[:2], TAGS[::-1], (*TAGS[:2], "user:2"), (*TAGS, "user:2"), ())
+        for tags in others:
+            store.store(digest(), tags=tags)
+
+            assert store.ours.read(key, tags) is None, tags
+            answer = store.ours.lease(store.request(key, tags))
+            assert not isinstance(answer, Found), tags
+            assert answer.stale is None, tags
+            store.ours.fence(key)
+            store.store(key)
+
+    def test_every_tag_has_a_nonce_of_its_own_and_a_new_one_after_each_invalidation(
+        self, store: StoreUnderTest
+    ) -> None:
+        seen: list[bytes] = []
+        for _ in range(3):
+            store.store(digest())
+            stamp = store.ours.versions(TAGS)
+            assert stamp is not None
+            seen += _nonces(stamp)
+            store.ours.invalidate(TAGS)
+
+        assert len(set(seen)) == 3 * len(TAGS)
+
+    def test_nonces_do_not_come_from_the_token(self, store: StoreUnderTest) -> None:
+        request, stamps = store.request(digest()), []
+        for _ in range(2):
+            answer = store.ours.lease(request)
+            assert isinstance(answer, Leading)
+            stamps.append(answer.stamp)
+            store.ours.invalidate(TAGS)
+
+        first, second = (_nonces(stamp) for stamp in stamps)
+        assert not set(first) & set(second)
+
+    def test_an_entry_without_tags_is_read(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.store(key, tags=())
+
+        assert payload_of(store.theirs.read(key, ())) == b'"value"'
+
+    def test_an_entry_outlives_neither_its_tags_nor_they_it_when_a_sibling_is_short_lived(
+        self, store: StoreUnderTest
+    ) -> None:
+        long_lived, short_lived = digest(), digest()
+        store.store(long_lived)
+        request = store.lead(short_lived, lease_ttl=0.1, keep_for=0.1)
+        store.ours.commit(request, store.body(), 0.1)
+        store.ours.put(store.request(short_lived, keep_for=0.1), store.body(), 0.1)
+        store.advance(0.15)
+
+        assert store.ours.read(long_lived, TAGS) is not None
+
+    # -- leases -----------------------------------------------------------------------------------------------------
+
+    def test_the_first_who_asks_leads(self, store: StoreUnderTest) -> None:
+        answer = store.ours.lease(store.request(digest()))
+
+        assert isinstance(answer, Leading)
+        assert len(answer.stamp) == NONCE_BYTES * len(TAGS)
+        assert answer.stale is None
+
+    def test_whoever_asks_while_another_leads_learns_by_whom_and_how_long_the_lease_is_held(
+        self, store: StoreUnderTest
+    ) -> None:
+        key = digest()
+        leader = store.lead(key)
+
+        answer = store.theirs.lease(store.request(key))
+        assert isinstance(answer, Held)
+        assert answer.holder == leader.token
+        assert 0 < answer.seconds_left <= LEASE_TTL
+        assert answer.stale is None
+
+    def test_whoever_asks_for_a_key_with_a_fresh_entry_is_answered_with_it(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.store(key, b"1")
+
+        answer = store.theirs.lease(store.request(key))
+        assert isinstance(answer, Found)
+        assert answer.raw.payload == b"1"
+
+    def test_the_answer_of_a_request_that_does_not_look_is_never_an_entry(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.store(key)
+
+        answer = store.ours.lease(store.request(key, now=None))
+        assert isinstance(answer, Leading)
+        assert answer.stale is None
+
+    def test_a_stale_entry_comes_with_the_lease_and_with_the_news_that_it_is_held(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.store(key, b"1", fresh_for=0.0)
+
+        leading, held = store.ours.lease(store.request(key)), store.theirs.lease(store.request(key))
+        assert isinstance(leading, Leading)
+        assert isinstance(held, Held)
+        assert payload_of(leading.stale) == payload_of(held.stale) == b"1"
+
+    def test_an_entry_past_its_hard_ttl_by_the_callers_clock_is_not_offered(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.store(key)
+
+        answer = store.ours.lease(store.request(key, now=store.now() + TTL + 1))
+        assert isinstance(answer, Leading)
+        assert answer.stale is None
+
+    def test_a_rejected_entry_is_not_offered_again_but_any_other_is(self, store: StoreUnderTest) -> None:
+        for fresh_for in (TTL, 0.0):
+            key = digest()
+            store.store(key, b"1", fresh_for=fresh_for)
+            rejected = _bytes_of(store.ours.read(key, TAGS))
+
+            answer = store.ours.lease(store.request(key, rejected=rejected))
+            assert isinstance(answer, Leading)
+            assert answer.stale is None
+            other = store.theirs.lease(store.request(key, rejected=b"another"))
+            assert isinstance(other, Found) or other.stale is not None
+
+    def test_the_same_token_may_ask_again_and_leads_under_the_same_stamp(self, store: StoreUnderTest) -> None:
+        request = store.request(digest())
+
+        first, second = store.ours.lease(request), store.ours.lease(request)
+        assert isinstance(first, Leading)
+        assert isinstance(second, Leading)
+        assert first.stamp == second.stamp
+
+    def test_a_lease_whose_stamp_is_outdated_is_taken_over(self, store: StoreUnderTest) -> None:
+        key = digest()
+        doomed = store.lead(key)
+        store.theirs.invalidate(["user:1"])
+
+        answer = store.theirs.lease(store.request(key))
+        assert isinstance(answer, Leading)
+        assert store.commit(doomed) == NOT_HELD
+
+    def test_a_lease_that_ran_out_is_taken_by_the_next(self, store: StoreUnderTest) -> None:
+        key = digest()
+        dead = store.lead(key, lease_ttl=0.1)
+        store.advance(0.15)
+
+        assert isinstance(store.theirs.lease(store.request(key)), Leading)
+        assert store.commit(dead) == NOT_HELD
+
+    def test_a_leader_can_be_replaced_by_name(self, store: StoreUnderTest) -> None:
+        key = digest()
+        leader = store.lead(key)
+
+        assert isinstance(store.theirs.lease(store.request(key, take_over="another")), Held)
+        assert isinstance(store.theirs.lease(store.request(key, take_over=leader.token)), Leading)
+        assert store.commit(leader) == NOT_HELD
+
+    def test_of_two_who_replace_the_same_leader_one_leads(self, store: StoreUnderTest) -> None:
+        key = digest()
+        leader = store.lead(key)
+        first, second = (store.request(key, take_over=leader.token) for _ in range(2))
+
+        assert isinstance(store.ours.lease(first), Leading)
+        held = store.theirs.lease(second)
+        assert isinstance(held, Held)
+        assert held.holder == first.token
+
+    def test_any_leader_can_be_replaced_with_a_star(self, store: StoreUnderTest) -> None:
+        key = digest()
+        leader = store.lead(key)
+
+        assert isinstance(store.theirs.lease(store.request(key, take_over="*", now=None)), Leading)
+        assert store.commit(leader) == NOT_HELD
+
+    # -- handed leases ----------------------------------------------------------------------------------------------
+
+    def test_a_handed_lease_is_claimed_by_its_task_id_only(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.lead(key, hand_to="task-1", will_wait=False)
+
+        for claim in ("", "task-2", "task"):
+            held = store.theirs.lease(store.request(key, claim=claim))
+            assert isinstance(held, Held), claim
+            assert held.holder == "task-1"
+        assert isinstance(store.theirs.lease(store.request(key, claim="task-1")), Leading)
+
+    def test_a_handed_lease_is_claimed_even_if_the_entry_is_fresh(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.store(key)
+        store.lead(key, hand_to="task-1", now=None, will_wait=False)
+
+        assert isinstance(store.theirs.lease(store.request(key, claim="task-2")), Found)
+        assert isinstance(store.theirs.lease(store.request(key, claim="task-1")), Leading)
+
+    def test_a_claimed_lease_is_not_claimed_twice(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.lead(key, hand_to="task-1", will_wait=False)
+        claimed = store.request(key, claim="task-1", token="task-1:a")
+
+        assert isinstance(store.ours.lease(claimed), Leading)
+        assert isinstance(store.theirs.lease(store.request(key, claim="task-1", token="task-1:b")), Held)
+        assert store.commit(claimed) == STORED
+
+    def test_a_lease_is_not_handed_over_while_another_computes_or_the_entry_is_fresh(
+        self, store: StoreUnderTest
+    ) -> None:
+        busy, fresh = digest(), digest()
+        store.lead(busy)
+        store.store(fresh)
+
+        assert isinstance(store.ours.lease(store.request(busy, hand_to="task-1", will_wait=False)), Held)
+        assert isinstance(store.ours.lease(store.request(fresh, hand_to="task-1", will_wait=False)), Found)
+
+    # -- commit, release, renew -------------------------------------------------------------------------------------
+
+    def test_a_commit_frees_the_lease(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.store(key)
+
+        assert isinstance(store.theirs.lease(store.request(key, now=None)), Leading)
+
+    def test_a_commit_without_the_lease_stores_nothing_and_frees_nothing(self, store: StoreUnderTest) -> None:
+        key = digest()
+        leader, stranger = store.lead(key), store.request(key)
+
+        assert store.theirs.commit(stranger, store.body(), TTL) == NOT_HELD
+        assert store.ours.read(key, TAGS) is None
+        assert store.commit(leader) == STORED
+
+    def test_a_commit_that_arrives_twice_is_refused_the_second_time_and_harms_nothing(
+        self, store: StoreUnderTest
+    ) -> None:
+        key = digest()
+        request = store.lead(key)
+
+        assert [store.commit(request, b"1"), store.commit(request, b"2")] == [STORED, NOT_HELD]
+        assert payload_of(store.ours.read(key, TAGS)) == b"1"
+
+    def test_a_commit_after_an_invalidation_is_refused_and_frees_the_lease(self, store: StoreUnderTest) -> None:
+        for tag in TAGS:
+            key = digest()
+            request = store.lead(key)
+            store.theirs.invalidate([tag])
+
+            assert store.commit(request) == OUT_OF_DATE
+            assert store.ours.read(key, TAGS) is None
+            assert store.ours.release(key, request.token) is False
+
+    def test_a_commit_after_the_tag_came_back_is_refused_all_the_same(self, store: StoreUnderTest) -> None:
+        key = digest()
+        request = store.lead(key)
+        store.theirs.invalidate(["user:1"])
+        store.lead(digest())
+
+        assert store.commit(request) == OUT_OF_DATE
+
+    def test_a_refused_commit_wakes_the_waiters(self, store: StoreUnderTest) -> None:
+        key = digest()
+        request = store.lead(key)
+        store.theirs.lease(store.request(key))
+        store.ours.invalidate(["user:1"])
+        store.commit(request)
+
+        assert store.they_hear.wait_woken(key)
+
+    def test_release_frees_the_lease_for_the_next(self, store: StoreUnderTest) -> None:
+        key = digest()
+        leader = store.lead(key)
+
+        assert store.ours.release(key, leader.token) is True
+        assert isinstance(store.theirs.lease(store.request(key)), Leading)
+
+    def test_release_by_a_stranger_frees_nothing(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.lead(key)
+
+        assert store.theirs.release(key, "stranger") is False
+        assert store.theirs.release(digest(), "stranger") is False
+        assert isinstance(store.theirs.lease(store.request(key)), Held)
+
+    def test_renewal_prolongs_the_lease(self, store: StoreUnderTest) -> None:
+        key = digest()
+        leader = store.lead(key, lease_ttl=0.3)
+        for _ in range(3):
+            store.advance(0.15)
+            assert store.ours.renew(leader) is True
+
+        assert isinstance(store.theirs.lease(store.request(key)), Held)
+        assert store.commit(leader) == STORED
+
+    def test_renewal_prolongs_the_versions_so_that_a_long_compute_can_be_stored(self, store: StoreUnderTest) -> None:
+        key = digest()
+        tags = (*TAGS[:2], f"user:{key}")
+        leader = store.lead(key, tags, lease_ttl=0.3, keep_for=0.4)
+        for _ in range(4):
+            store.advance(0.15)
+            assert store.ours.renew(leader) is True
+
+        assert store.commit(leader) == STORED
+        assert store.ours.read(key, tags) is not None
+
+    def test_renewal_prolongs_the_waiting(self, store: StoreUnderTest) -> None:
+        key = digest()
+        leader = store.lead(key, lease_ttl=0.3)
+        store.theirs.lease(store.request(key, lease_ttl=0.3))
+        for _ in range(5):
+            store.advance(0.15)
+            store.ours.renew(leader)
+        store.commit(leader)
+
+        assert store.they_hear.wait_woken(key)
+
+    def test_renewal_refuses_who_does_not_hold_the_lease(self, store: StoreUnderTest) -> None:
+        key = digest()
+        late = store.lead(key, lease_ttl=0.1)
+        store.advance(0.15)
+        assert store.ours.renew(late) is False
+        store.lead(key)
+
+        assert store.ours.renew(late) is False
+        assert store.theirs.renew(store.request(key)) is False
+
+    # -- fences -----------------------------------------------------------------------------------------------------
+
+    def test_put_replaces_the_entry(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.store(key, b"1")
+        store.theirs.put(store.request(key), store.body(b"2"), TTL)
+
+        assert payload_of(store.ours.read(key, TAGS)) == b"2"
+
+    def test_put_works_where_nothing_was_and_after_an_invalidation(self, store: StoreUnderTest) -> None:
+        key = digest()
+        tags = (*TAGS[:2], f"user:{key}")
+        for payload in (b"1", b"2"):
+            store.ours.put(store.request(key, tags), store.body(payload, tags), TTL)
+            assert payload_of(store.theirs.read(key, tags)) == payload
+            store.ours.invalidate([tags[2]])
+
+        assert store.theirs.read(key, tags) is None
+
+    def test_put_refuses_a_leader_that_is_still_computing(self, store: StoreUnderTest) -> None:
+        key = digest()
+        leader = store.lead(key)
+        store.theirs.put(store.request(key), store.body(b"2"), TTL)
+
+        assert store.commit(leader, b"1") == NOT_HELD
+        assert payload_of(store.ours.read(key, TAGS)) == b"2"
+
+    def test_fence_removes_the_entry_and_refuses_a_leader_that_is_still_computing(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.store(key)
+        leader = store.lead(key, now=None)
+        store.theirs.fence(key)
+
+        assert store.ours.read(key, TAGS) is None
+        assert store.commit(leader) == NOT_HELD
+        assert store.ours.read(key, TAGS) is None
+
+    # -- messages ---------------------------------------------------------------------------------------------------
+
+    def test_whoever_was_told_that_the_lease_is_held_is_woken_by_its_end(self, store: StoreUnderTest) -> None:
+        ends: Iterable[Callable[[LeaseRequest], object]] = (
+            store.commit,
+            lambda request: store.ours.release(request.digest, request.token),
+            lambda request: store.ours.put(store.request(request.digest), store.body(), TTL),
+            lambda request: store.ours.fence(request.digest),
+        )
+        for end in ends:
+            key = digest()
+            leader = store.lead(key)
+            assert isinstance(store.theirs.lease(store.request(key)), Held)
+            end(leader)
+
+            assert store.they_hear.wait_woken(key), end
+
+    def test_all_waiting_processes_are_woken(self, store: StoreUnderTest) -> None:
+        key = digest()
+        leader = store.lead(key)
+        for side in (store.ours, store.theirs):
+            side.lease(store.request(key))
+        store.commit(leader)
+
+        assert store.we_hear.wait_woken(key)
+        assert store.they_hear.wait_woken(key)
+
+    def test_who_will_not_wait_is_not_woken(self, store: StoreUnderTest) -> None:
+        key, last = digest(), digest()
+        leader, marker = store.lead(key), store.lead(last)
+        store.theirs.lease(store.request(key, will_wait=False))
+        store.theirs.lease(store.request(last))
+        store.commit(leader)
+        store.commit(marker)
+
+        assert store.they_hear.wait_woken(last)
+        assert key not in store.they_hear.digests
+
+    def test_an_invalidation_is_announced_to_the_others(self, store: StoreUnderTest) -> None:
+        names = [f"user:{digest()}", f"grün {digest()}"]
+        store.ours.invalidate(names)
+        store.theirs.invalidate(["marker"])
+
+        assert store.they_hear.wait_announced(names[1])
+        assert set(names) <= set(store.they_hear.names)
+        assert store.we_hear.wait_announced("marker")
+        assert not set(names) & set(store.we_hear.names)
+
+    def test_put_and_fence_are_announced_to_the_others_under_the_keys_name(self, store: StoreUnderTest) -> None:
+        for act in (
+            store.ours.fence,
+            lambda key: store.ours.put(store.request(key), store.body(), TTL),
+        ):
+            key = digest()
+            act(key)
+
+            assert store.they_hear.wait_announced(key_tag(key))
+
+    def test_a_commit_is_announced_only_when_asked_for_and_stored(self, store: StoreUnderTest) -> None:
+        silent, told, refused, marker = digest(), digest(), digest(), digest()
+        store.store(silent)
+        store.ours.commit(store.lead(told), store.body(), TTL, announce=True)
+        doomed = store.lead(refused)
+        store.ours.invalidate(["user:1"])
+        store.ours.commit(doomed, store.body(), TTL, announce=True)
+        store.ours.invalidate([marker])
+
+        assert store.they_hear.wait_announced(marker)
+        assert key_tag(told) in store.they_hear.names
+        assert not {key_tag(silent), key_tag(refused)} & set(store.they_hear.names)
+
+    # -- life -------------------------------------------------------------------------------------------------------
+
+    def test_a_closed_store_can_be_used_again(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.store(key)
+        store.ours.close()
+        assert store.ours.read(key, TAGS) is not None
+        store.ours.reset_after_fork()
+
+        assert store.ours.read(key, TAGS) is not None
+
+
+def _nonces(stamp: bytes) -> list[bytes]:
+    return [stamp[at : at + NONCE_BYTES] for at in range(0, len(stamp), NONCE_BYTES)]
+
+
+def _bytes_of(raw: RawEntry | None) -> bytes:
+    assert raw is not None
+    return pack_body(raw.header, raw.payload) + raw.stamp

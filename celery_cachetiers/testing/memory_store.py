@@ -1,0 +1,342 @@
+"""L2 in this process' memory: the protocol of lua/*.lua in Python, with the test's clock, and nothing asynchronous.
+
+It decides the same as Redis, which the conformance suite proves. A message reaches its listeners in the thread that
+sends it, before the sending method returns.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from celery_cachetiers.clock import Clock
+from celery_cachetiers.entry import NONCE_BYTES, RawEntry, stamp_matches, tag_block, unpack
+from celery_cachetiers.errors import UnusableEntry
+from celery_cachetiers.ports import (
+    NOT_HELD,
+    OUT_OF_DATE,
+    STORED,
+    Found,
+    Held,
+    Leading,
+    LeaseAnswer,
+    LeaseRequest,
+    Listener,
+)
+from celery_cachetiers.templates import key_tag
+
+T = TypeVar("T")
+
+
+class Expiring(Generic[T]):
+    """A table whose rows have a TTL, as Redis' keys have."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._monotonic = clock.monotonic
+        self._rows: dict[str, tuple[T, float]] = {}
+
+    def get(self, name: str) -> T | None:
+        """What is there and not past its time."""
+        row = self._rows.get(name)
+        return row[0] if row is not None and self._monotonic() < row[1] else None
+
+    def set(self, name: str, value: T, ttl: float) -> None:
+        """Replaces value and TTL."""
+        self._rows[name] = (value, self._monotonic() + ttl)
+
+    def left(self, name: str) -> float:
+        """Seconds to live; 0 if it is not there."""
+        return max(self._rows[name][1] - self._monotonic(), 0.0) if name in self._rows else 0.0
+
+    def keep(self, name: str, ttl: float, *, at_least: bool = False) -> None:
+        """Sets the TTL of what is there; ``at_least`` never shortens it."""
+        value = self.get(name)
+        if value is not None and not (at_least and self.left(name) >= ttl):
+            self.set(name, value, ttl)
+
+    def drop(self, name: str) -> None:
+        """Removes it if it is there."""
+        self._rows.pop(name, None)
+
+    def names(self) -> list[str]:
+        """Of all that is not past its time."""
+        return [name for name in self._rows if self.get(name) is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLease:
+    """Who computes, under which stamp, or for which task id the lease is kept (``handed``)."""
+
+    token: str
+    stamp: bytes
+    handed: bool
+
+
+@dataclass(slots=True)
+class Shared:
+    """What all processes see. Changed under the lock; `listeners` are called outside it."""
+
+    clock: Clock
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    entries: Expiring[bytes] = field(init=False)
+    leases: Expiring[MemoryLease] = field(init=False)
+    versions: Expiring[bytes] = field(init=False)
+    waiters: Expiring[frozenset[str]] = field(init=False)
+    listeners: dict[str, Listener] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.flush()
+
+    def flush(self) -> None:
+        """Empty, as after FLUSHALL; whoever listens stays connected."""
+        self.entries, self.leases = Expiring(self.clock), Expiring(self.clock)
+        self.versions, self.waiters = Expiring(self.clock), Expiring(self.clock)
+
+
+Message = Callable[[], None]
+
+
+class MemoryStore:
+    """A `celery_cachetiers.ports.Store` without a server: one process' side of it.
+
+    Concurrency: every method is one atomic step, as a Lua script is.
+
+    Args:
+        clock: Whose time the TTLs follow.
+        beside: Another process' store; both see the same entries, leases and versions.
+
+    Attributes:
+        shared: What the processes share, for tests that look or break something.
+        inbox: This process' name.
+    """
+
+    def __init__(self, clock: Clock, *, beside: MemoryStore | None = None) -> None:
+        self.shared: Shared = Shared(clock) if beside is None else beside.shared
+        self.inbox = os.urandom(8).hex()
+
+    def attach(self, listener: Listener) -> None:
+        """Announcements of the others and this process' wake-ups go to the listener from now on."""
+        with self.shared.lock:
+            self.shared.listeners[self.inbox] = listener
+
+    def detach(self) -> None:
+        """Nobody in this process listens any more."""
+        with self.shared.lock:
+            self.shared.listeners.pop(self.inbox, None)
+
+    def read(self, digest: str, tags: tuple[str, ...]) -> RawEntry | None:
+        """The entry under a key if its stamp is current, else ``None``."""
+        with self.shared.lock:
+            data = self.shared.entries.get(digest)
+            return self._valid(data, tags) if data is not None else None
+
+    def versions(self, tags: tuple[str, ...]) -> bytes | None:
+        """The current stamp of some tags, ``None`` if one has no version."""
+        with self.shared.lock:
+            nonces = [self.shared.versions.get(tag) for tag in tags]
+        return b"".join(nonce for nonce in nonces if nonce) if all(nonces) else None
+
+    def lease(self, request: LeaseRequest) -> LeaseAnswer:
+        """Looks again, then leads or registers to wait."""
+        with self.shared.lock:
+            lease, stamp = self.shared.leases.get(request.digest), self.versions(request.tags)
+            handed = lease is not None and lease.handed and request.claim == lease.token
+            entry = None if handed else self._entry_for(request)
+            if entry is not None and request.now is not None and request.now < entry.header.times.fresh_until:
+                return Found(entry)
+            if lease is not None and lease.stamp == stamp and not self._may_have(request, lease, handed):
+                return self._held(request, lease, entry)
+            return self._take(request, entry)
+
+    def commit(self, request: LeaseRequest, body: bytes, hard_ttl: float, *, announce: bool = False) -> int:
+        """Stores under the lease, frees it and wakes the waiters."""
+        digest, shared = request.digest, self.shared
+        with shared.lock:
+            lease = shared.leases.get(digest)
+            if lease is None or lease.token != request.token:
+                return NOT_HELD
+            current = self.versions(request.tags) == lease.stamp
+            if current:
+                shared.entries.set(digest, body + lease.stamp, hard_ttl)
+                self._keep_versions(request)
+            messages = self._free(digest)
+        if current and announce:
+            messages += self._announcement([key_tag(digest)])
+        _deliver(messages)
+        return STORED if current else OUT_OF_DATE
+
+    def release(self, digest: str, token: str) -> bool:
+        """Frees the lease if the token holds it, and wakes the waiters."""
+        with self.shared.lock:
+            lease = self.shared.leases.get(digest)
+            if lease is None or lease.token != token:
+                return False
+            messages = self._free(digest)
+        _deliver(messages)
+        return True
+
+    def renew(self, request: LeaseRequest) -> bool:
+        """Prolongs the lease and the versions under it; false if it is no longer held."""
+        with self.shared.lock:
+            lease = self.shared.leases.get(request.digest)
+            if lease is None or lease.token != request.token:
+                return False
+            self.shared.leases.keep(request.digest, request.lease_ttl)
+            self.shared.waiters.keep(request.digest, 2 * request.lease_ttl)
+            self._keep_versions(request)
+            return True
+
+    def put(self, request: LeaseRequest, body: bytes, hard_ttl: float) -> None:
+        """Replaces entry and lease, so that a running leader is refused."""
+        with self.shared.lock:
+            stamp = self._stamp(request)
+            self.shared.entries.set(request.digest, body + stamp, hard_ttl)
+            messages = self._free(request.digest)
+        _deliver(messages + self._announcement([key_tag(request.digest)]))
+
+    def fence(self, digest: str) -> None:
+        """Removes entry and lease, so that a running leader is refused."""
+        with self.shared.lock:
+            self.shared.entries.drop(digest)
+            messages = self._free(digest)
+        _deliver(messages + self._announcement([key_tag(digest)]))
+
+    def invalidate(self, tags: Sequence[str]) -> None:
+        """Makes everything under the tags a miss, and announces it."""
+        with self.shared.lock:
+            for tag in tags:
+                self.shared.versions.drop(tag)
+        _deliver(self._announcement(tags))
+
+    def close(self) -> None:
+        """There are no connections."""
+
+    def reset_after_fork(self) -> None:
+        """Under a new name; the child's copy of the memory is its own from now on."""
+        self.inbox = os.urandom(8).hex()
+
+    def __repr__(self) -> str:
+        shared = self.shared
+        return f"<MemoryStore: {len(shared.entries.names())} entries, {len(shared.leases.names())} leases>"
+
+    # -- under the lock ---------------------------------------------------------------------------------------------
+
+    def _valid(self, data: bytes, tags: tuple[str, ...]) -> RawEntry | None:
+        try:
+            raw = unpack(data)
+        except UnusableEntry:
+            return None
+        nonces = [self.shared.versions.get(tag) for tag in tags]
+        return raw if raw.header.tag_block == tag_block(tags) and stamp_matches(raw, nonces) else None
+
+    def _entry_for(self, request: LeaseRequest) -> RawEntry | None:
+        """The entry that may answer the request, fresh or stale."""
+        data = self.shared.entries.get(request.digest)
+        if data is None or request.now is None or data == request.rejected:
+            return None
+        raw = self._valid(data, request.tags)
+        return raw if raw is not None and request.now < raw.header.times.expires_at else None
+
+    @staticmethod
+    def _may_have(request: LeaseRequest, lease: MemoryLease, handed: bool) -> bool:
+        return handed or lease.token == request.token or request.take_over in ("*", lease.token)
+
+    def _held(self, request: LeaseRequest, lease: MemoryLease, stale: RawEntry | None) -> Held:
+        left = self.shared.leases.left(request.digest)
+        if request.will_wait:
+            inboxes = self.shared.waiters.get(request.digest) or frozenset()
+            self.shared.waiters.set(request.digest, inboxes | {self.inbox}, 2 * max(left, request.lease_ttl))
+        return Held(lease.token, left, stale)
+
+    def _take(self, request: LeaseRequest, stale: RawEntry | None) -> Leading:
+        stamp = self._stamp(request)
+        lease = MemoryLease(request.hand_to or request.token, stamp, bool(request.hand_to))
+        self.shared.leases.set(request.digest, lease, request.lease_ttl)
+        return Leading(stamp, stale)
+
+    def _stamp(self, request: LeaseRequest) -> bytes:
+        """The tags' versions, new ones for those that have none."""
+        nonces = []
+        for tag in request.tags:
+            nonce = self.shared.versions.get(tag)
+            if nonce is None:
+                nonce = os.urandom(NONCE_BYTES)
+                self.shared.versions.set(tag, nonce, request.keep_for)
+            nonces.append(nonce)
+        self._keep_versions(request)
+        return b"".join(nonces)
+
+    def _keep_versions(self, request: LeaseRequest) -> None:
+        for tag in request.tags:
+            self.shared.versions.keep(tag, request.keep_for, at_least=True)
+
+    def _free(self, digest: str) -> list[Message]:
+        """Frees the lease; returns the wake-ups, to be delivered outside the lock."""
+        self.shared.leases.drop(digest)
+        inboxes = self.shared.waiters.get(digest) or frozenset()
+        self.shared.waiters.drop(digest)
+        listeners = [self.shared.listeners[inbox] for inbox in inboxes if inbox in self.shared.listeners]
+        return [_message(listener.woken, digest) for listener in listeners]
+
+    def _announcement(self, names: Iterable[str]) -> list[Message]:
+        with self.shared.lock:
+            others = [each for inbox, each in self.shared.listeners.items() if inbox != self.inbox]
+        return [_message(listener.invalidated, list(names)) for listener in others]
+
+
+def _message(send: Callable[[T], None], content: T) -> Message:
+    return lambda: send(content)
+
+
+def _deliver(messages: Iterable[Message]) -> None:
+    for message in messages:
+        message()
+
+
+class MemoryBackplane:
+    """A `celery_cachetiers.ports.Backplane` between the stores that lie beside each other.
+
+    A test takes the place of the network: `lose` cuts the connection, `regain` brings it back.
+    """
+
+    def __init__(self, store: MemoryStore, listener: Listener) -> None:
+        self._store, self._listener = store, listener
+        self._connected = self._closed = False
+
+    def start(self) -> None:
+        """Listens from now on, unless it was closed or lost."""
+        if not (self._connected or self._closed):
+            self._store.attach(self._listener)
+            self._listener.gap()
+            self._listener.heard(float("inf"))
+            self._connected = True
+
+    def lose(self) -> None:
+        """The connection breaks; until `regain` nothing arrives."""
+        self.close()
+        self._listener.gap()
+
+    def regain(self) -> None:
+        """The connection is back."""
+        self._closed = False
+        self.start()
+
+    def connected(self) -> bool:
+        """Whether wake-ups arrive now."""
+        return self._connected
+
+    def wait_connected(self, timeout: float) -> bool:
+        """Whether it listens; nothing is worth waiting for."""
+        return self._connected
+
+    def close(self) -> None:
+        """Ends the listening."""
+        self._store.detach()
+        self._connected, self._closed = False, True
+
+    def reset_after_fork(self) -> None:
+        """Not connected yet."""
+        self._connected = self._closed = False

@@ -1,0 +1,234 @@
+"""What each path costs in round trips to Redis and in messages to the broker, counted by the proxy."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from celery_cachetiers import MISSING, CachedTask, CacheTiers
+from celery_cachetiers.testing import Gate
+from tests.integration.apps.local import Count, cached_app, close, closing, published, run_published, wait_listening
+from tests.processes import wait_until
+from tests.proxy import RedisProxy
+from tests.servers import RedisServer
+
+BACKGROUND = {"PUBLISH"}
+"""The backplane's heartbeat: one PUBLISH every two seconds and process, whatever the calls do."""
+
+
+@pytest.fixture
+def app(namespace: str, redis_proxy: RedisProxy) -> Iterator[Celery]:
+    with closing(cached_app(namespace, redis_proxy.url())) as app:
+        yield app
+
+
+def warm(app: Celery, proxy: RedisProxy) -> None:
+    """Opens the connections and loads the scripts, then counts from zero."""
+
+    @app.task(base=CachedTask, name="warm", tags=["warm"])
+    def warm_up(number: int) -> int:
+        return number
+
+    wait_listening(app)
+    warm_up(1)
+    warm_up.cache.put((2,), 2)
+    proxy.reset()
+
+
+def trips(proxy: RedisProxy) -> list[tuple[str, ...]]:
+    return [trip for trip in proxy.trips if not set(trip) <= BACKGROUND]
+
+
+def adder(app: Celery, **options: Any) -> Any:
+    @app.task(base=CachedTask, name="add", **options)
+    def add(x: int, y: int = 0) -> int:
+        return x + y
+
+    return add
+
+
+def test_an_l1_hit_sends_no_command(app: Celery, redis_proxy: RedisProxy) -> None:
+    add = adder(app, tags=["sum:{x}"])
+    warm(app, redis_proxy)
+    add(1, 2)
+    redis_proxy.reset()
+
+    assert [add(1, 2) for _ in range(10)] == [3] * 10
+    assert add.delay(1, y=2).get() == 3
+    assert add.cache.get(1, 2) == 3
+    assert trips(redis_proxy) == []
+    assert add.cache.info().l1_hits == 12
+
+
+@pytest.mark.parametrize("tags", [0, 1, 5])
+@pytest.mark.parametrize("seam", ["call", "publish", "get"])
+def test_an_l2_hit_is_one_mget_whatever_the_number_of_tags(
+    app: Celery, redis_proxy: RedisProxy, tags: int, seam: str
+) -> None:
+    add = adder(app, tags=[f"tag{number}:{{x}}" for number in range(tags)], l1=False)
+    warm(app, redis_proxy)
+    add(1, 2)
+    redis_proxy.reset()
+
+    value = {"call": lambda: add(1, 2), "publish": lambda: add.delay(1, 2).get(), "get": lambda: add.cache.get(1, 2)}
+    assert value[seam]() == 3
+    assert trips(redis_proxy) == [("MGET",)]
+    assert add.cache.info().l2_hits == 1
+
+
+@pytest.mark.parametrize("tags", [0, 1, 5])
+def test_a_miss_with_its_commit_is_three_round_trips(app: Celery, redis_proxy: RedisProxy, tags: int) -> None:
+    add = adder(app, tags=[f"tag{number}:{{x}}" for number in range(tags)])
+    warm(app, redis_proxy)
+
+    assert add(1, 2) == 3
+    assert trips(redis_proxy) == [("MGET",), ("EVALSHA",), ("EVALSHA",)]
+    assert add.cache.info().stores == 1
+
+
+def test_a_miss_is_two_round_trips_in_a_worker_whose_caller_has_just_looked(
+    app: Celery, redis_proxy: RedisProxy
+) -> None:
+    add = adder(app, tags=["sum:{x}"])
+    warm(app, redis_proxy)
+    add.delay(1, 2)
+    assert trips(redis_proxy) == [("MGET",)]
+    redis_proxy.reset()
+
+    [result] = run_published(app)
+
+    assert result.get() == 3
+    assert trips(redis_proxy) == [("EVALSHA",), ("EVALSHA",)]
+    assert add.cache.info().stores == 1
+
+
+def test_a_caller_that_looked_for_another_key_spares_the_worker_nothing(app: Celery, redis_proxy: RedisProxy) -> None:
+    add = adder(app)
+    warm(app, redis_proxy)
+    add.delay(1, 2)
+    [message] = published(app)
+    redis_proxy.reset()
+
+    add.apply((7, 8), headers=message.headers)
+
+    assert trips(redis_proxy) == [("MGET",), ("EVALSHA",), ("EVALSHA",)]
+
+
+def test_an_entry_that_appeared_after_the_caller_looked_is_one_round_trip(app: Celery, redis_proxy: RedisProxy) -> None:
+    add = adder(app, l1=False)
+    warm(app, redis_proxy)
+    add.delay(1, 2)
+    add(1, 2)
+    redis_proxy.reset()
+
+    [result] = run_published(app)
+
+    assert result.get() == 3
+    assert trips(redis_proxy) == [("EVALSHA",)]
+    assert add.cache.info().computes == 1
+
+
+def test_a_strict_l1_hit_is_one_round_trip(app: Celery, redis_proxy: RedisProxy) -> None:
+    add = adder(app, consistency="strict", tags=["sum:{x}", "sums"])
+    warm(app, redis_proxy)
+    add(1, 2)
+    redis_proxy.reset()
+
+    assert add(1, 2) == 3
+    assert trips(redis_proxy) == [("MGET",)]
+    assert add.cache.info().l1_hits == 1
+
+
+@pytest.mark.parametrize("number", [1, 50])
+def test_an_invalidation_is_one_round_trip(app: Celery, redis_proxy: RedisProxy, number: int) -> None:
+    add = adder(app, tags=["sum:{x}"])
+    warm(app, redis_proxy)
+    for x in range(number):
+        add(x)
+    redis_proxy.reset()
+
+    CacheTiers(app).invalidate_tags([f"sum:{x}" for x in range(number)])
+
+    assert redis_proxy.trips.count(("UNLINK", "PUBLISH")) == 1
+    assert trips(redis_proxy) == [("UNLINK", "PUBLISH")]
+    assert [add.cache.get(x) for x in range(number)] == [MISSING] * number
+
+
+def test_clear_put_and_invalidate_are_one_round_trip_each(app: Celery, redis_proxy: RedisProxy) -> None:
+    add = adder(app, tags=["sum:{x}"])
+    warm(app, redis_proxy)
+
+    add.cache.put((1, 2), 3)
+    assert trips(redis_proxy) == [("EVALSHA",)]
+    add.cache.invalidate(1, 2)
+    assert trips(redis_proxy) == [("EVALSHA",)] * 2
+    CacheTiers(app).clear()
+    assert trips(redis_proxy) == [("EVALSHA",)] * 2 + [("UNLINK", "PUBLISH")]
+
+
+def test_a_failing_body_costs_the_release_instead_of_the_commit(app: Celery, redis_proxy: RedisProxy) -> None:
+    @app.task(base=CachedTask, name="fail")
+    def fail() -> None:
+        raise LookupError("no")
+
+    warm(app, redis_proxy)
+    with pytest.raises(LookupError):
+        fail()
+    redis_proxy.reset()
+
+    with pytest.raises(LookupError):
+        fail()
+    assert trips(redis_proxy) == [("MGET",), ("EVALSHA",), ("EVALSHA",)]
+
+
+def test_a_fresh_hit_publishes_nothing_and_a_miss_one_message(
+    namespace: str, redis_server: RedisServer, redis_proxy: RedisProxy
+) -> None:
+    with RedisProxy(redis_server.port) as broker:
+        app = cached_app(namespace, redis_proxy.url(), broker_url=broker.url(), result_backend="cache+memory://")
+        add = adder(app)
+        add(1, 2)
+        broker.reset()
+
+        assert [add.delay(1, 2).get() for _ in range(20)] == [3] * 20
+        assert broker.commands.total() == 0
+        assert broker.connections == 0
+        add.delay(3, 4)
+        assert broker.commands["LPUSH"] == 1
+
+        close(app)
+
+
+def test_followers_cost_nothing_while_they_wait(app: Celery, redis_proxy: RedisProxy, namespace: str) -> None:
+    gate, count = Gate("compute"), Count()
+
+    def slow(x: int) -> int:
+        count(x)
+        gate.pass_through()
+        return x
+
+    with closing(cached_app(namespace, redis_proxy.url())) as other, ThreadPoolExecutor(9) as pool:
+        leader = app.task(slow, base=CachedTask, name="slow", lease_ttl=60.0)
+        follower = other.task(slow, base=CachedTask, name="slow", lease_ttl=60.0)
+        warm(app, redis_proxy)
+        warm(other, redis_proxy)
+        led = pool.submit(leader, 1)
+        gate.wait_reached()
+        followed = [pool.submit(follower, 1) for _ in range(8)]
+        waiters = CacheTiers(other).cache.parts.wake_ups
+        wait_until(lambda: len(waiters) == 1, timeout=10, message="a registered follower")
+        wait_until(lambda: redis_proxy.commands["EVALSHA"] == 2, timeout=10, message="its request for the lease")
+        redis_proxy.reset()
+        threading.Event().wait(1.0)  # nothing is to happen: the one way to see that is to look for a while
+        waited = trips(redis_proxy)
+        gate.open()
+        values = [future.result(30) for future in (led, *followed)]
+
+    assert waited == []
+    assert values == [1] * 9
+    assert len(count) == 1
