@@ -276,6 +276,8 @@ def _through_yaml(value: Any) -> Any:
         return list(value)
     if kind is datetime:
         return datetime.fromisoformat(value.isoformat())
+    if kind in (dict, set) and tuple in map(type, value):
+        return _REFUSED  # they come back as lists, which are no keys
     return value if kind in (list, dict, set, date) else _REFUSED
 
 

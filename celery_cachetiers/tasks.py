@@ -87,6 +87,7 @@ def register(app: Celery) -> None:
     for operation in _OPERATIONS:
         declare: Any = app.task(  # the stubs know the decorator's form only
             name=operation.name,
+            shared=False,  # else every app of the process would have it, bound to this one
             base=Task,  # whatever the app's base is: to invalidate must never be answered from a cache
             autoretry_for=(TierUnavailable,),
             max_retries=None,
