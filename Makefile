@@ -48,7 +48,7 @@ clean: ## remove everything that was made here
 
 # -- the environment: one venv, one stamp for each set of extras, made anew when pyproject.toml changes
 
-$(VENV)/demo.stamp: EXTRAS := embedded,sqlalchemy
+$(VENV)/demo.stamp: EXTRAS := demo,embedded
 $(VENV)/test.stamp: EXTRAS := test
 $(VENV)/dev.stamp: EXTRAS := dev
 $(VENV)/docs.stamp: EXTRAS := docs,test

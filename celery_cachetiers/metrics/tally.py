@@ -37,7 +37,10 @@ class Tally:
 
     @property
     def hit_ratio(self) -> float | None:
-        """Hits by hits and misses; ``None`` without requests. Coalesced calls are in neither."""
+        """Hits by hits and misses; ``None`` without requests. Coalesced calls are in neither.
+
+        A call counts where it ends: a miss at ``delay()`` is the worker's, so a process that only sends has no misses.
+        """
         hits = self.l1_hits + self.l2_hits
         return hits / (hits + self.misses) if hits + self.misses else None
 

@@ -1,7 +1,7 @@
 """For tests: a fake clock, the stack in memory, faults at will.
 
-Beside it: the suites for adapters of your own in ``celery_cachetiers.testing.conformance``, and fixtures for pytest, the
-only module that imports it: ``pytest_plugins = ["celery_cachetiers.testing.fixtures"]``.
+Beside it: the suites for adapters of your own in ``celery_cachetiers.testing.conformance``, and fixtures for pytest in
+the only module that imports it: ``pytest_plugins = ["celery_cachetiers.testing.fixtures"]``.
 """
 
 from celery_cachetiers.testing.clock import FakeClock

@@ -29,7 +29,7 @@ TTL = 60.0
 
 @dataclass
 class StoreUnderTest:
-    """What a subclass' ``store`` fixture returns: two processes on the same, empty L2.
+    """What a subclass' ``store`` fixture returns: two processes on the same L2, which tests may share.
 
     Attributes:
         ours, theirs: A store in each of the two processes.
@@ -570,13 +570,13 @@ class StoreConformance:
         assert key not in store.they_hear.digests
 
     def test_an_invalidation_is_announced_to_the_others(self, store: StoreUnderTest) -> None:
-        names = [f"user:{digest()}", f"grün {digest()}"]
+        names, marker = [f"user:{digest()}", f"grün {digest()}"], digest()
         store.ours.invalidate(names)
-        store.theirs.invalidate(["marker"])
+        store.theirs.invalidate([marker])
 
         assert store.they_hear.wait_announced(names[1])
         assert set(names) <= set(store.they_hear.names)
-        assert store.we_hear.wait_announced("marker")
+        assert store.we_hear.wait_announced(marker)
         assert not set(names) & set(store.we_hear.names)
 
     def test_put_and_fence_are_announced_to_the_others_under_the_keys_name(self, store: StoreUnderTest) -> None:

@@ -73,8 +73,7 @@ def show(console: Console, table: Sequence[Line], names: Names, beat_asked: int)
     console.print(f"{names.renames} renames, {names.checked:,} pages checked afterwards, {names.stale} stale pages.")
     if names.late:
         console.print(
-            f"{names.late} lists were late, by {names.latest * 1000:.1f} ms at most: "
-            'top_users is "eventual", profile is "strict".'
+            f"{names.late} lists of top_users, which is eventual, were late: by {names.latest * 1000:.0f} ms at most."
         )
     if names.first_stale is not None:
         console.print(f"The first stale page: {names.first_stale}", style="bold red")
