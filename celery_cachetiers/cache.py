@@ -232,8 +232,13 @@ class TieredCache:
             except TierUnavailable as error:
                 self._fail_open(call, "validate", error)
                 return MISSING
+        try:
+            value = resident.copy()
+        except Exception:  # pickled, but not to be unpickled
+            self._l1.discard(call.digest)
+            return MISSING
         self.events.emit(Event.HIT, call.memo.task, tier="l1", stale=False)
-        return resident.copy()
+        return value
 
     def _fly(self, attempt: Attempt) -> object:
         call = attempt.call

@@ -90,7 +90,13 @@ class MemoryTier:
             if resident is None:
                 return MISSING
             tally.l1_hits += 1
-        return resident.copy()
+        try:
+            return resident.copy()
+        except Exception:  # pickled, but not to be unpickled
+            with self._lock:
+                tally.l1_hits -= 1
+            self.discard(digest)
+            return MISSING
 
     def resident(self, digest: str) -> Resident | None:
         """The entry behind a hit, not counted, for callers that validate its stamp before they copy it."""
@@ -134,6 +140,7 @@ class MemoryTier:
         """
         kept = copier(value, copy=copy)
         if kept is None or kept[1] + OVERHEAD > self._max_bytes:
+            self.discard(digest)  # an older value must not outlive the newer one that cannot be kept
             return False
         slots = _slots_of(names)
         now = self._monotonic()

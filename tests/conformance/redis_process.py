@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,7 +47,8 @@ def redis_process(url: str, namespace: str, *, listening: bool = True, timeout: 
 
 
 @contextmanager
-def redis_under_test(url: str, namespace: str) -> Iterator[StoreUnderTest]:
+def redis_under_test(url: str) -> Iterator[StoreUnderTest]:
     """Two processes on one server, in a namespace of their own."""
+    namespace = f"t{uuid.uuid4().hex[:12]}"
     with redis_process(url, namespace) as ours, redis_process(url, namespace) as theirs:
         yield StoreUnderTest(ours.store, theirs.store, ours.heard, theirs.heard)

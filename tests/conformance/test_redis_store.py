@@ -11,15 +11,25 @@ from tests.conformance.redis_process import redis_under_test
 from tests.servers import RedisServer
 
 
+@pytest.fixture(scope="module")
+def over_tcp(every_redis_server: RedisServer) -> Iterator[StoreUnderTest]:
+    with redis_under_test(every_redis_server.url()) as store:
+        yield store
+
+
+@pytest.fixture(scope="module")
+def over_unix_socket(redis_server: RedisServer) -> Iterator[StoreUnderTest]:
+    with redis_under_test(redis_server.unix_url()) as store:
+        yield store
+
+
 class TestOverTcp(StoreConformance):
     @pytest.fixture
-    def store(self, every_redis_server: RedisServer, namespace: str) -> Iterator[StoreUnderTest]:
-        with redis_under_test(every_redis_server.url(), namespace) as store:
-            yield store
+    def store(self, over_tcp: StoreUnderTest) -> StoreUnderTest:
+        return over_tcp
 
 
 class TestOverUnixSocket(StoreConformance):
     @pytest.fixture
-    def store(self, redis_server: RedisServer, namespace: str) -> Iterator[StoreUnderTest]:
-        with redis_under_test(redis_server.unix_url(), namespace) as store:
-            yield store
+    def store(self, over_unix_socket: StoreUnderTest) -> StoreUnderTest:
+        return over_unix_socket

@@ -454,9 +454,9 @@ class StoreConformance:
 
     def test_renewal_prolongs_the_lease(self, store: StoreUnderTest) -> None:
         key = digest()
-        leader = store.lead(key, lease_ttl=0.3)
+        leader = store.lead(key, lease_ttl=0.4)
         for _ in range(3):
-            store.advance(0.15)
+            store.advance(0.2)
             assert store.ours.renew(leader) is True
 
         assert isinstance(store.theirs.lease(store.request(key)), Held)
@@ -465,9 +465,9 @@ class StoreConformance:
     def test_renewal_prolongs_the_versions_so_that_a_long_compute_can_be_stored(self, store: StoreUnderTest) -> None:
         key = digest()
         tags = (*TAGS[:2], f"user:{key}")
-        leader = store.lead(key, tags, lease_ttl=0.3, keep_for=0.4)
+        leader = store.lead(key, tags, lease_ttl=0.4, keep_for=0.5)
         for _ in range(4):
-            store.advance(0.15)
+            store.advance(0.2)
             assert store.ours.renew(leader) is True
 
         assert store.commit(leader) == STORED
@@ -475,10 +475,10 @@ class StoreConformance:
 
     def test_renewal_prolongs_the_waiting(self, store: StoreUnderTest) -> None:
         key = digest()
-        leader = store.lead(key, lease_ttl=0.3)
-        store.theirs.lease(store.request(key, lease_ttl=0.3))
+        leader = store.lead(key, lease_ttl=0.4)
+        store.theirs.lease(store.request(key, lease_ttl=0.4))
         for _ in range(5):
-            store.advance(0.15)
+            store.advance(0.2)
             store.ours.renew(leader)
         store.commit(leader)
 
