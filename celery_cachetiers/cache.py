@@ -7,7 +7,7 @@ Every fault of L2 ends here: a read goes on without it, and the task's own excep
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -37,6 +37,7 @@ from celery_cachetiers.ports import (
     LocalTier,
     Mark,
     Renewer,
+    Resident,
     Store,
     WakeUps,
 )
@@ -48,9 +49,13 @@ UNPUSHED_WAIT = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a tier had: a value and whether it wants a refresh; or `MISSING` and an entry that is not usable."""
+    """What a tier had: a value and whether it wants a refresh; or `MISSING` and an entry that is not usable.
+
+    ``copy`` makes the value again, for a second receiver.
+    """
 
     value: object
+    copy: Callable[[], object]
     stale: bool = False
     refresh: bool = False
     rejected: bytes | None = None
@@ -103,7 +108,8 @@ class TieredCache:
         if not memo.policy.l1:
             return MISSING
         if self._inside.digests or memo.policy.consistency == "strict":
-            return self._recall_strictly(call)
+            reading = self._remembered(call)
+            return MISSING if reading is None else reading.value
         return self._l1.get(call.digest, memo.tally)
 
     def look(self, call: Call) -> Reading | None:
@@ -111,9 +117,9 @@ class TieredCache:
 
         Costs: an L1 hit nothing, else 1 round trip.
         """
-        value = self.recall(call)
-        if value is not MISSING:
-            return Reading(value)
+        reading = self._remembered(call)
+        if reading is not None:
+            return reading
         reading = self._read(call)
         if reading is None or reading.value is MISSING:
             return None
@@ -220,25 +226,31 @@ class TieredCache:
 
     # -- on the way to a value --------------------------------------------------------------------------------------
 
-    def _recall_strictly(self, call: Call) -> object:
-        resident = self._l1.resident(call.digest)
+    def _remembered(self, call: Call) -> Reading | None:
+        """What L1 has, validated against L2 where the task or a compute around the call wants that."""
+        policy = call.memo.policy
+        resident = self._l1.resident(call.digest) if policy.l1 else None
         if resident is None:
-            return MISSING
-        if self._store is not None:
-            try:
-                if resident.stamp is None or self._store.versions(call.tags) != resident.stamp:
-                    self._l1.discard(call.digest)
-                    return MISSING
-            except TierUnavailable as error:
-                self._fail_open(call, "validate", error)
-                return MISSING
+            return None
+        try:
+            if (self._inside.digests or policy.consistency == "strict") and not self._is_current(call, resident):
+                self._l1.discard(call.digest)
+                return None
+        except TierUnavailable as error:
+            self._fail_open(call, "validate", error)
+            return None
         try:
             value = resident.copy()
         except Exception:  # pickled, but not to be unpickled
             self._l1.discard(call.digest)
-            return MISSING
+            return None
         self.events.emit(Event.HIT, call.memo.task, tier="l1", stale=False)
-        return value
+        return Reading(value, resident.copy)
+
+    def _is_current(self, call: Call, resident: Resident) -> bool:
+        if self._store is None:
+            return True
+        return resident.stamp is not None and self._store.versions(call.tags) == resident.stamp
 
     def _fly(self, attempt: Attempt) -> object:
         call = attempt.call
@@ -338,13 +350,14 @@ class TieredCache:
         try:
             value = call.memo.codec.decode(raw, call.digest)
         except UnusableEntry as error:
-            return Reading(MISSING, rejected=self._reject(call, raw, error))
+            return Reading(MISSING, lambda: MISSING, rejected=self._reject(call, raw, error))
+        copy = partial(call.memo.codec.decode, raw, call.digest)
         if state is Freshness.STALE:
-            return Reading(value, stale=True, refresh=True)
+            return Reading(value, copy, stale=True, refresh=True)
         if mark is not None:
             self._leader.keep(call, lambda: value, raw.header.times, mark, raw.stamp)
         due = refresh_is_due(raw.header.times, policy, now, 1.0 - random.random())
-        return Reading(value, refresh=due)
+        return Reading(value, copy, refresh=due)
 
     def _answer(
         self, attempt: Attempt, raw: RawEntry, mark: Mark, asked: float, *, stale: bool

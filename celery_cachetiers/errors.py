@@ -1,4 +1,8 @@
-"""Every exception the library raises; it decides their names and leaves when to raise them to others."""
+"""Every exception the library raises; it decides their names and leaves when to raise them to others.
+
+Their ``args`` are what they were made with: pickle makes them again from those, and so does Celery when an error
+comes out of a result backend.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +23,11 @@ class ConfigurationError(CacheTiersError, ValueError):
 
     def __init__(self, option: str, value: object, allowed: str, where: str | None = None) -> None:
         self.option, self.value, self.allowed, self.where = option, value, allowed, where
-        place = f" of {where}" if where else ""
-        super().__init__(f"{option}={value!r}{place} is not usable: {allowed}")
+        super().__init__(option, value, allowed, where)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.option, self.value, self.allowed, self.where)
+    def __str__(self) -> str:
+        place = f" of {self.where}" if self.where else ""
+        return f"{self.option}={self.value!r}{place} is not usable: {self.allowed}"
 
 
 class NotCached(CacheTiersError, LookupError):
@@ -36,10 +40,10 @@ class NotCached(CacheTiersError, LookupError):
 
     def __init__(self, task: str, key: str) -> None:
         self.task, self.key = task, key
-        super().__init__(f"{task}: no entry under key {key}, and cache_mode='only' never computes")
+        super().__init__(task, key)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.task, self.key)
+    def __str__(self) -> str:
+        return f"{self.task}: no entry under key {self.key}, and cache_mode='only' never computes"
 
 
 class UncacheableArgument(CacheTiersError, TypeError):
@@ -52,10 +56,10 @@ class UncacheableArgument(CacheTiersError, TypeError):
 
     def __init__(self, argument: str, reason: str) -> None:
         self.argument, self.reason = argument, reason
-        super().__init__(f"argument {argument!r} cannot be part of a key: {reason}")
+        super().__init__(argument, reason)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.argument, self.reason)
+    def __str__(self) -> str:
+        return f"argument {self.argument!r} cannot be part of a key: {self.reason}"
 
 
 class TagError(CacheTiersError, ValueError):
@@ -68,10 +72,10 @@ class TagError(CacheTiersError, ValueError):
 
     def __init__(self, tag: object, reason: str) -> None:
         self.tag, self.reason = tag, reason
-        super().__init__(f"tag {tag!r} cannot be used: {reason}")
+        super().__init__(tag, reason)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.tag, self.reason)
+    def __str__(self) -> str:
+        return f"tag {self.tag!r} cannot be used: {self.reason}"
 
 
 class UnusableEntry(CacheTiersError):
@@ -84,10 +88,10 @@ class UnusableEntry(CacheTiersError):
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
-        super().__init__(f"the entry is not usable: {reason}")
+        super().__init__(reason)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.reason,)
+    def __str__(self) -> str:
+        return f"the entry is not usable: {self.reason}"
 
 
 class TierUnavailable(CacheTiersError):

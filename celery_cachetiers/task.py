@@ -16,6 +16,7 @@ from celery.app.task import Context
 from celery.utils import uuid
 
 from celery_cachetiers.app import CacheTiers
+from celery_cachetiers.cache import Reading
 from celery_cachetiers.call import Call
 from celery_cachetiers.declaration import checked, options_of
 from celery_cachetiers.django import OnCommitMixin
@@ -137,7 +138,7 @@ class CachedTaskMixin(OnCommitMixin):
                     if reading is not None:
                         if reading.refresh:
                             self._send_refresh(memoized, call, reading.stale, send, options)
-                        return self._answer(reading.value, task_id, options)
+                        return self._answer(reading, task_id, options)
                     headers[LOOKED_HEADER] = True
         if headers:
             options["headers"] = headers
@@ -155,7 +156,7 @@ class CachedTaskMixin(OnCommitMixin):
         rides = ("chain", "chord", "eta", "countdown", "retries")
         return not self.app.conf.task_always_eager and not any(options.get(name) for name in rides)  # type: ignore[attr-defined]
 
-    def _answer(self, value: object, task_id: str | None, options: Mapping[str, Any]) -> CachedResult:
+    def _answer(self, reading: Reading, task_id: str | None, options: Mapping[str, Any]) -> CachedResult:
         app = self.app  # type: ignore[attr-defined]
         parent = app.current_worker_task
         ignored = options.get("ignore_result", self.ignore_result)  # type: ignore[attr-defined]
@@ -165,9 +166,9 @@ class CachedTaskMixin(OnCommitMixin):
         def store(known_id: str) -> None:
             if not ignored:
                 request.update(id=known_id, correlation_id=known_id, root_id=request.root_id or known_id)
-                app.backend.mark_as_done(known_id, value, request, True)
+                app.backend.mark_as_done(known_id, reading.copy(), request, True)
 
-        result = CachedResult(value, task_id or uuid(), store, at_once=at_once, app=app)
+        result = CachedResult(reading.value, task_id or uuid(), store, at_once=at_once, app=app)
         result.ignored = bool(ignored)
         if parent is not None and options.get("add_to_parent", True):
             parent.add_trail(result)

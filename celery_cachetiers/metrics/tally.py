@@ -21,6 +21,7 @@ class Tally:
         stores, refused: Values that were stored; that were not, as their stamp or lease was outdated.
         failed_open: Calls that went on without L2.
         unusable: Entries that could not be read or written.
+        uncacheable: Calls without a key or without tags, which ran uncached.
     """
 
     l1_hits: int = 0
@@ -34,6 +35,7 @@ class Tally:
     refused: int = 0
     failed_open: int = 0
     unusable: int = 0
+    uncacheable: int = 0
 
     @property
     def hit_ratio(self) -> float | None:
@@ -98,5 +100,7 @@ class Counters:
                 tally.failed_open += 1
             case Event.UNUSABLE:
                 tally.unusable += 1
+            case Event.UNCACHEABLE:
+                tally.uncacheable += 1
             case _:
                 pass
