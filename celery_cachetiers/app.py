@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery, _state
+from celery.local import Proxy
 
 from celery_cachetiers.backplane.redis import RedisBackplane
 from celery_cachetiers.backplane.waiters import Waiters
@@ -57,6 +58,8 @@ class CacheTiers:
 
     def __new__(cls, app: Celery) -> CacheTiers:
         """The app's extension, installed if it was not."""
+        if isinstance(app, Proxy):
+            app = app._get_current_object()
         existing = getattr(app, "_cachetiers", None)
         if isinstance(existing, CacheTiers):
             return existing

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from celery_cachetiers.call import Call
 from celery_cachetiers.decisions import Waiting
 from celery_cachetiers.entry import MISSING
+from celery_cachetiers.flight import Flight
 from celery_cachetiers.ports import Compute, LeaseRequest
 
 ANY_HOLDER = "*"
@@ -23,9 +24,12 @@ class Attempt:
 
     Attributes:
         compute: Runs the body.
+        arrived: Monotonic instant of the call: what it is answered with must not have been invalidated before it.
         began: Monotonic instant from which its waiting counts; starts over when another leader is waited for.
         claim: The task id, to which a lease may have been handed.
         refresh: It computes whatever there is, and replaces it.
+        flight: The flight that it leads in this process, if it does.
+        waits_for: Token of the leader that it waits for.
         take_over: Token of the leader that it waits for no longer, or `ANY_HOLDER`.
         waited: It has waited for a leader: what it finds then was computed for it.
         rejected: Bytes of an entry that could not be used, not to be offered again.
@@ -34,14 +38,20 @@ class Attempt:
 
     call: Call
     compute: Compute = _never
-    began: float = 0.0
+    arrived: float = 0.0
+    began: float = field(init=False)
     claim: str = ""
     refresh: bool = False
+    flight: Flight | None = None
+    waits_for: str = ""
     take_over: str = ""
     waited: bool = False
     rejected: bytes | None = None
     stale: object = MISSING
     nonce: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def __post_init__(self) -> None:
+        self.began = self.arrived
 
     def request(self, now: float) -> LeaseRequest:
         """The request for a lease; the same token every time."""
@@ -57,6 +67,18 @@ class Attempt:
             claim=self.claim,
             take_over=self.take_over,
         )
+
+    def meet(self, holder: str, now: float) -> None:
+        """Notes whom it waits for; its time starts over when that is another than before.
+
+        Args:
+            now: Monotonic.
+        """
+        if self.waits_for not in ("", holder):
+            self.began = now
+        self.waits_for = holder
+        if self.flight is not None:
+            self.flight.holder = holder
 
     def waiting(self, now: float, *, nested: bool) -> Waiting:
         """How long it has waited and may: a call inside another compute not past one lease TTL.

@@ -141,11 +141,12 @@ class TieredCache:
         """
         if call.digest in self._inside.digests:
             return compute()
+        arrived = self._clock.monotonic()
         reading = None if looked or refresh else self._read(call)
         if reading is not None and reading.value is not MISSING and not reading.stale:
             self.events.emit(Event.HIT, call.memo.task, tier="l2", stale=False)
             return reading.value
-        attempt = Attempt(call, compute, self._clock.monotonic(), claim, refresh)
+        attempt = Attempt(call, compute, arrived, claim, refresh)
         if reading is not None:
             attempt.rejected, attempt.stale = reading.rejected, reading.value
         if refresh or call.memo.policy.coalesce is False:
@@ -177,8 +178,8 @@ class TieredCache:
             self._l1.invalidate([key_tag(call.digest)])
         if self._store is None:
             raw = unpack(body + bytes(NONCE_BYTES * len(call.tags)))
-            copy = partial(call.memo.codec.decode, raw, call.digest)
-            self._leader.keep(call, copy, times, self._l1.mark(), None)
+            decoded = call.memo.codec.decode(raw, call.digest)
+            self._leader.keep(call, decoded, times, self._l1.mark(), None)
         self.events.emit(Event.STORED, call.memo.task, key=call.digest, size=len(body))
 
     def invalidate_key(self, digest: str, task: str = "") -> None:
@@ -250,30 +251,44 @@ class TieredCache:
     def _is_current(self, call: Call, resident: Resident) -> bool:
         if self._store is None:
             return True
-        return resident.stamp is not None and self._store.versions(call.tags) == resident.stamp
+        if resident.stamp is None or resident.times is None:
+            return False
+        return self._store.confirms(call.digest, call.tags, resident.stamp, resident.times)
 
     def _fly(self, attempt: Attempt) -> object:
-        call = attempt.call
+        """Leads in this process, or shares what the leader brings.
+
+        A flight is given up, and replaced by one of those who give it up, when it has outlasted the caller's limit, or
+        when the key was invalidated since it began: its value would be refused.
+        """
+        call, overdue = attempt.call, None
         while True:
-            joined = self._clock.monotonic()
-            flight, leads = self._flights.join(call.digest)
+            flight, leads = self._flights.join(call.digest, self._l1.mark(), instead_of=overdue)
             if leads:
+                attempt.flight = flight
                 with self._flights.landing(call.digest, flight):
                     value, flight.landing = self._descend(attempt)
                     return value
             if attempt.stale is not MISSING:
                 self.events.emit(Event.HIT, call.memo.task, tier="l2", stale=True)
                 return attempt.stale
+            if overdue is not None:
+                attempt.began = self._clock.monotonic()
+            overdue = None
             waiting = self._waiting(attempt)
-            if not flight.done.wait(max(waiting.limit - waiting.waited, 0.0)):
-                return self._descend(attempt)[0]
+            doomed = not self._l1.current(flight.mark, call.names)
+            if doomed or not flight.done.wait(max(waiting.limit - waiting.waited, 0.0)):
+                if waiting.nested:
+                    return self._descend(attempt)[0]
+                overdue, attempt.waits_for = flight, flight.holder
+                continue
+            attempt.waited = True
             landing = flight.landing
             if landing is not None and landing.copy is None:
                 return self._descend(attempt)[0]
-            if landing is not None and landing.copy is not None and landing.validated_at >= joined:
+            if landing is not None and landing.copy is not None and landing.validated_at >= attempt.arrived:
                 self.events.emit(Event.COALESCED, call.memo.task, key=call.digest)
                 return landing.copy()
-            attempt.waited = True
 
     def _descend(self, attempt: Attempt) -> tuple[object, Landing]:
         """L2, then a lease or a compute without one; what to share comes back with the value."""
@@ -306,9 +321,12 @@ class TieredCache:
                 mark, asked = self._l1.mark(), self._clock.monotonic()
                 request = attempt.request(self._clock.time())
                 answer = store.lease(request)
+                if isinstance(answer, Held):
+                    attempt.meet(answer.holder, self._clock.monotonic())
                 action, bound = after_lease(answer, self._waiting(attempt))
                 match action, answer:
                     case Action.COMPUTE, Leading(stamp=stamp):
+                        attempt.meet(request.token, self._clock.monotonic())
                         if attempt.take_over not in ("", ANY_HOLDER):
                             self.events.emit(Event.TAKEN_OVER, attempt.call.memo.task, holder=attempt.take_over)
                         return Lease(request, stamp, mark)
@@ -355,7 +373,7 @@ class TieredCache:
         if state is Freshness.STALE:
             return Reading(value, copy, stale=True, refresh=True)
         if mark is not None:
-            self._leader.keep(call, lambda: value, raw.header.times, mark, raw.stamp)
+            self._leader.keep(call, value, raw.header.times, mark, raw.stamp)
         due = refresh_is_due(raw.header.times, policy, now, 1.0 - random.random())
         return Reading(value, copy, refresh=due)
 
@@ -374,7 +392,7 @@ class TieredCache:
         else:
             self.events.emit(Event.HIT, call.memo.task, tier="l2", stale=stale)
         if not stale:
-            self._leader.keep(call, lambda: value, raw.header.times, mark, raw.stamp)
+            self._leader.keep(call, value, raw.header.times, mark, raw.stamp)
         return value, Landing(lambda: call.memo.codec.decode(raw, call.digest), asked)
 
     def _reject(self, call: Call, raw: RawEntry, error: UnusableEntry) -> bytes:

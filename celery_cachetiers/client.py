@@ -12,6 +12,7 @@ import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
 from importlib import resources
+from time import monotonic
 from typing import Any, Final
 
 import redis
@@ -26,6 +27,9 @@ Argument = str | bytes | int | float
 Command = Sequence[Argument]
 Build = Callable[[str], Command]
 """Makes a command for a connection, from its server's ``run_id`` ("" where INFO is denied)."""
+
+PATIENCE: Final = 4
+"""A whole answer may take so many times the timeout of one read: large values come in many reads."""
 
 FAULTS: Final = (redis.RedisError, OSError)
 _ANSWERED: Final = redis.ResponseError
@@ -47,8 +51,8 @@ class Script:
 class RedisClient:
     """Sends commands, one connection per thread at a time, none shared with a parent process.
 
-    Concurrency: the idle connections are a deque, whose ends are thread-safe; a connection belongs to one caller
-    from the moment it leaves the deque until it is back, and is closed if the caller is interrupted between sending and reading.
+    Concurrency: the idle connections are a deque, whose ends are thread-safe; a connection belongs to one caller from
+    the moment it leaves the deque until it is back, and is closed if the caller is interrupted in between.
 
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``.
@@ -58,18 +62,18 @@ class RedisClient:
     """
 
     def __init__(self, url: str, timeout: float, breaker: Breaker, **options: Any) -> None:
-        self.breaker = breaker
+        self.breaker, self._timeout = breaker, timeout
         known = inspect.signature(redis.connection.AbstractConnection.__init__).parameters
         quiet = {"driver_info": None} if "driver_info" in known else {"lib_name": None, "lib_version": None}
-        self._factory = ConnectionPool.from_url(
-            url,
+        self._factory = ConnectionPool.from_url(url, **options)
+        self._factory.connection_kwargs.update(  # what we rely on, whatever the URL says
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
+            decode_responses=False,
             redis_connect_func=_greet,
             **quiet,
-            **options,
         )
         self.reset_after_fork()
 
@@ -147,6 +151,7 @@ class RedisClient:
     def _exchange(self, connection: Any, builds: Sequence[Build]) -> list[Any]:
         """Sends and reads; the connection lies idle afterwards, or is closed if anything came in between."""
         run_id = connection.run_id
+        connection._sock.begin(self._timeout)
         try:
             if len(builds) == 1:
                 connection.send_command(*builds[0](run_id))
@@ -172,6 +177,39 @@ class RedisClient:
         self._drop_idle()
 
 
+class BoundedSocket:
+    """A connected socket whose answers end: the timeout of a socket is for each read, and a server that sends a byte
+    now and then is never late.
+
+    Stands between redis-py's parser and the socket; everything but reading goes straight through.
+    """
+
+    __slots__ = ("_deadline", "_reads", "_socket")
+
+    def __init__(self, connected: Any) -> None:
+        self._socket, self._deadline, self._reads = connected, 0.0, 0
+
+    def begin(self, timeout: float) -> None:
+        """An answer is awaited: all of it within `PATIENCE` times the timeout."""
+        self._deadline, self._reads = monotonic() + PATIENCE * timeout, 0
+
+    def recv(self, *args: Any) -> Any:
+        self._check()
+        return self._socket.recv(*args)
+
+    def recv_into(self, *args: Any) -> Any:
+        self._check()
+        return self._socket.recv_into(*args)
+
+    def _check(self) -> None:
+        self._reads += 1  # the first read has the socket's own timeout: nothing to check, and no clock to ask
+        if self._reads > 1 and self._deadline and monotonic() > self._deadline:
+            raise TimeoutError("the answer drips")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+
 def _answer(connection: Any) -> Any:
     """An answer, or the error that the server answered with: the connection is in step either way."""
     try:
@@ -187,6 +225,7 @@ def _greet(connection: Any) -> None:
 
     A server that restarts from an old snapshot, or a lagging replica that is promoted, has another ``run_id``.
     """
+    connection._sock = BoundedSocket(connection._sock)  # before the handshake, which gives it to the parser
     connection.on_connect()
     connection.run_id = ""
     connection.send_command("INFO", "server")

@@ -42,7 +42,7 @@ def options_of(cls: type) -> dict[str, Any]:
 
 def _refuse_misspelt(cls: type, where: str) -> None:
     for name, value in vars(cls).items():
-        if name.startswith("_") or any(hasattr(base, name) for base in cls.__mro__[1:]):
+        if name.startswith("_") or any(name in vars(base) for base in cls.__mro__[1:]):
             continue
         if isinstance(value, (property, staticmethod, classmethod)) or (
             callable(value) and not vars(cls).get("_decorated")

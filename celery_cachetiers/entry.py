@@ -43,6 +43,10 @@ NONCE_BYTES: Final = 8
 
 _FIXED: Final = struct.Struct("<2sBB4dHI4B")
 _FIXED_BYTES: Final = _FIXED.size
+_TIMES: Final = struct.Struct("<4d")
+
+TIMES_AT: Final = slice(4, 4 + _TIMES.size)
+"""Where the times lie: two entries under one key never have the same."""
 _compact_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -132,6 +136,11 @@ def tag_names(header: Header) -> tuple[str, ...]:
     if not all(isinstance(name, str) for name in names):
         raise UnusableEntry("malformed")
     return tuple(names)
+
+
+def pack_times(times: Times) -> bytes:
+    """Return the times as they lie at `TIMES_AT`."""
+    return _TIMES.pack(*times)
 
 
 def pack_head(header: Header) -> bytes:

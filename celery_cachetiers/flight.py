@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from celery_cachetiers.ports import Mark
+
 
 @dataclass(frozen=True, slots=True)
 class Landing:
@@ -27,17 +29,25 @@ class Landing:
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """One lead under way. ``landing`` is written once, by its leader, before ``done`` is set."""
+    """One lead under way.
 
-    done: threading.Event = field(default_factory=threading.Event)
+    Attributes:
+        mark: State of L1 when it began: an invalidation since then dooms its value.
+        holder: Token of the lease that its leader holds or waits for; written by the leader.
+        landing: What it brought; written once, by the leader, before ``done`` is set.
+    """
+
+    mark: Mark
+    holder: str = ""
     landing: Landing | None = None
+    done: threading.Event = field(default_factory=threading.Event)
 
 
 class Flights:
     """The flights of this process, by key.
 
-    Concurrency: the table changes under one lock. A flight leaves it before its followers are woken, and is never
-    replaced while it is in: a newcomer joins the flight in the table or starts the only one.
+    Concurrency: the table changes under one lock. A flight leaves it before its followers are woken, and only its own
+    leader or a named successor takes it out: a newcomer joins the flight in the table or starts the only one.
     """
 
     def __init__(self) -> None:
@@ -48,13 +58,18 @@ class Flights:
         self._lock = threading.Lock()
         self._flights: dict[str, Flight] = {}
 
-    def join(self, digest: str) -> tuple[Flight, bool]:
-        """The key's flight, and whether the caller leads it (and must `land` it)."""
+    def join(self, digest: str, mark: Mark, instead_of: Flight | None = None) -> tuple[Flight, bool]:
+        """The key's flight, and whether the caller leads it (and must end it with `landing`).
+
+        Args:
+            instead_of: A flight that the caller waits for no longer: it leaves the table, if it is still in there, and
+                exactly one of those who give it up leads its successor.
+        """
         with self._lock:
             flight = self._flights.get(digest)
-            if flight is not None:
+            if flight is not None and flight is not instead_of:
                 return flight, False
-            flight = self._flights[digest] = Flight()
+            flight = self._flights[digest] = Flight(mark)
             return flight, True
 
     @contextmanager

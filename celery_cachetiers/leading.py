@@ -60,12 +60,16 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class _Computed:
-    """A body's value; ``body`` is ``None`` if it cannot be an entry, ``storable`` false if it is not to be one."""
+    """A body's value, and what comes out of its entry.
+
+    ``body`` is ``None`` if it cannot be an entry (or be read again), ``storable`` false if it is not to be one.
+    """
 
     value: object
     times: Times
     storable: bool
     body: bytes | None
+    read_again: object = None
 
 
 class Leader:
@@ -100,7 +104,7 @@ class Leader:
         copy = _copier(call, computed.body, lease.stamp)
         if outcome != STORED or copy is None:
             return computed.value, Landing(copy, began)
-        self.keep(call, copy, computed.times, lease.mark, lease.stamp)
+        self.keep(call, computed.read_again, computed.times, lease.mark, lease.stamp)
         return computed.value, Landing(copy, sent)
 
     def alone(self, call: Call, compute: Compute, mark: Mark | None) -> tuple[object, Landing]:
@@ -115,17 +119,17 @@ class Leader:
         if mark is None or copy is None or not computed.storable or not self._l1.current(mark, call.names):
             return computed.value, Landing(copy, began)
         checked = self._clock.monotonic()
-        self.keep(call, copy, computed.times, mark, None)
+        self.keep(call, computed.read_again, computed.times, mark, None)
         return computed.value, Landing(copy, checked)
 
-    def keep(self, call: Call, copy: Callable[[], object], times: Times, mark: Mark, stamp: bytes | None) -> None:
+    def keep(self, call: Call, value: object, times: Times, mark: Mark, stamp: bytes | None) -> None:
         """Puts a value into L1 for as long as it is fresh, and no refresh of it is due."""
         policy, now = call.memo.policy, self._clock.time()
         ttl = min(policy.l1_ttl, times.fresh_until - now)
         if policy.refresh_ahead is not None:
             ttl = min(ttl, refresh_ahead_at(times, policy.refresh_ahead) - now)
         if policy.l1 and ttl > 0 and self._l1.trusted():
-            self._l1.put(call.digest, copy(), call.names, ttl, mark, stamp=stamp, copy=policy.l1_copy)
+            self._l1.put(call.digest, value, call.names, ttl, mark, stamp=stamp, times=times, copy=policy.l1_copy)
 
     def _compute(self, call: Call, compute: Compute) -> _Computed:
         computed_at, began = self._clock.time(), self._clock.monotonic()
@@ -136,12 +140,14 @@ class Leader:
         ttl = self._ttl(call, value)
         draw = random.random()
         times = times_of(call.memo.policy, ttl or call.memo.policy.ttl, computed_at, seconds, draw)
+        codec = call.memo.codec
         try:
-            body = call.memo.codec.encode(value, times, call.tags, call.digest)
+            body = codec.encode(value, times, call.tags, call.digest)
+            read_again = codec.decode(unpack(body + bytes(NONCE_BYTES * len(call.tags))), call.digest)
         except UnusableEntry as error:
             self._events.emit(Event.UNUSABLE, call.memo.task, reason=error.reason, key=call.digest)
-            body = None
-        return _Computed(value, times, ttl is not None, body)
+            return _Computed(value, times, ttl is not None, None)
+        return _Computed(value, times, ttl is not None, body, read_again)
 
     def _ttl(self, call: Call, value: object) -> float | None:
         """The value's TTL; ``None`` if the task's own callables would not have it stored, or fail."""

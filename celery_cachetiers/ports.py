@@ -83,7 +83,13 @@ class Store(Protocol):
         """The entry under a key if its stamp is current, else ``None``. Costs: 1 round trip."""
 
     def versions(self, tags: tuple[str, ...]) -> bytes | None:
-        """The current stamp of some tags, ``None`` if one has no version. Costs: 1 round trip."""
+        """The current stamp of some tags, ``None`` if one has no version: to look at. Costs: 1 round trip."""
+
+    def confirms(self, digest: str, tags: tuple[str, ...], stamp: bytes, times: Times) -> bool:
+        """Whether the entry read before, under this stamp and with these times, is still the one. Costs: 1 round trip.
+
+        Its payload does not travel.
+        """
 
     def lease(self, request: LeaseRequest) -> LeaseAnswer:
         """Looks again, then leads or registers to wait, in one atomic step. Costs: 1 round trip."""
@@ -123,7 +129,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """An entry in L1. ``stamp`` is ``None`` where L2 never confirmed one."""
+    """An entry in L1. ``stamp`` and ``times`` are the entry's in L2, ``None`` where it has none."""
 
     copy: Callable[[], object]
     size: int
@@ -131,6 +137,7 @@ class Resident:
     sequence: int
     slots: tuple[int, ...]
     stamp: bytes | None
+    times: Times | None = None
 
 
 class HitCount(Protocol):
@@ -159,7 +166,7 @@ class LocalTier(Protocol):
 
     def put(
         self, digest: str, value: object, names: tuple[str, ...], ttl: float, mark: Mark, *,
-        stamp: bytes | None = None, copy: bool = True,
+        stamp: bytes | None = None, times: Times | None = None, copy: bool = True,
     ) -> bool:  # fmt: skip
         """Keeps a value for up to so many seconds; false if it was refused."""
 

@@ -57,7 +57,8 @@ class CachedTaskMixin(OnCommitMixin):
     def on_bound(cls, app: Celery) -> None:
         """Installs the extension in the app that the task is bound to."""
         super().on_bound(app)  # type: ignore[misc]  # Task has it
-        CacheTiers(app)
+        if cls.name is not None:  # type: ignore[attr-defined]  # a base that somebody looks at binds itself to any app
+            CacheTiers(app)
 
     @property
     def cache(self) -> TaskCache:

@@ -9,26 +9,23 @@
 -- announcement that nobody may send must be heard of.
 
 local outcome = 1
-redis.call('DEL', KEYS[2])
-if ARGV[4] == '' then
-  redis.call('UNLINK', KEYS[1])
-else
+if ARGV[4] ~= '' then
   local tags = #KEYS - 3
   local nonces = tags > 0 and redis.call('MGET', unpack(KEYS, 4)) or {}
   for i = 1, tags do
     if not nonces[i] then
       nonces[i] = string.sub(ARGV[3], 8 * i - 7, 8 * i)
-      redis.pcall('SET', KEYS[3 + i], nonces[i], 'PX', ARGV[2])
-    elseif redis.call('PTTL', KEYS[3 + i]) < tonumber(ARGV[2]) then
-      redis.call('PEXPIRE', KEYS[3 + i], ARGV[2])
+      if redis.pcall('SET', KEYS[3 + i], nonces[i], 'PX', ARGV[2]).err then outcome = -2 end
     end
   end
-  local answer = redis.pcall('SET', KEYS[1], ARGV[4] .. table.concat(nonces), 'PX', ARGV[1])
-  if answer.err then
-    outcome = -2
-    redis.call('UNLINK', KEYS[1])
+  -- Before anything is deleted or prolonged: a full server no longer refuses a script that has written.
+  if redis.pcall('SET', KEYS[1], ARGV[4] .. table.concat(nonces), 'PX', ARGV[1]).err then outcome = -2 end
+  for i = 1, tags do
+    if redis.call('PTTL', KEYS[3 + i]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[3 + i], ARGV[2]) end
   end
 end
+if ARGV[4] == '' or outcome ~= 1 then redis.call('UNLINK', KEYS[1]) end
+redis.call('DEL', KEYS[2])
 for _, inbox in ipairs(redis.call('SMEMBERS', KEYS[3])) do
   redis.pcall('PUBLISH', ARGV[5] .. inbox, ARGV[6])
 end

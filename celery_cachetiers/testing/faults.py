@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
-from celery_cachetiers.entry import RawEntry
+from celery_cachetiers.entry import RawEntry, Times
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.ports import LeaseAnswer, LeaseRequest, Store
 
 T = TypeVar("T")
 
-METHODS: Final = ("read", "versions", "lease", "commit", "release", "renew", "put", "fence", "invalidate")
+METHODS: Final = ("read", "versions", "confirms", "lease", "commit", "release", "renew", "put", "fence", "invalidate")
 
 
 class Gate:
@@ -99,6 +99,10 @@ class FaultyStore:
     def versions(self, tags: tuple[str, ...]) -> bytes | None:
         """As the store's, or a fault."""
         return self._through("versions", lambda: self._store.versions(tags))
+
+    def confirms(self, digest: str, tags: tuple[str, ...], stamp: bytes, times: Times) -> bool:
+        """As the store's, or a fault."""
+        return self._through("confirms", lambda: self._store.confirms(digest, tags, stamp, times))
 
     def lease(self, request: LeaseRequest) -> LeaseAnswer:
         """As the store's, or a fault."""

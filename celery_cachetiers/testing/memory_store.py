@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from celery_cachetiers.clock import Clock
-from celery_cachetiers.entry import NONCE_BYTES, RawEntry, stamp_matches, tag_block, unpack
+from celery_cachetiers.entry import NONCE_BYTES, RawEntry, Times, stamp_matches, tag_block, unpack
 from celery_cachetiers.errors import UnusableEntry
 from celery_cachetiers.ports import (
     NOT_HELD,
@@ -138,6 +138,12 @@ class MemoryStore:
         with self.shared.lock:
             nonces = [self.shared.versions.get(tag) for tag in tags]
         return b"".join(nonce for nonce in nonces if nonce) if all(nonces) else None
+
+    def confirms(self, digest: str, tags: tuple[str, ...], stamp: bytes, times: Times) -> bool:
+        """Whether the entry read before is still the one."""
+        with self.shared.lock:
+            raw = self.read(digest, tags)
+        return raw is not None and raw.stamp == stamp and raw.header.times == times
 
     def lease(self, request: LeaseRequest) -> LeaseAnswer:
         """Looks again, then leads or registers to wait."""

@@ -22,7 +22,7 @@ from uuid import UUID
 from cachetools import LRUCache
 
 from celery_cachetiers.clock import Clock
-from celery_cachetiers.entry import MISSING
+from celery_cachetiers.entry import MISSING, Times
 from celery_cachetiers.ports import HitCount, Mark, Resident
 
 SLOTS: Final = 4096
@@ -130,6 +130,7 @@ class MemoryTier:
         mark: Mark,
         *,
         stamp: bytes | None = None,
+        times: Times | None = None,
         copy: bool = True,
     ) -> bool:
         """Keeps a value for up to so many seconds; false if it was refused.
@@ -144,7 +145,7 @@ class MemoryTier:
             return False
         slots = _slots_of(names)
         now = self._monotonic()
-        resident = Resident(kept[0], kept[1] + OVERHEAD, now + ttl, mark.sequence, slots, stamp)
+        resident = Resident(kept[0], kept[1] + OVERHEAD, now + ttl, mark.sequence, slots, stamp, times)
         with self._lock:
             if now >= self.trusted_until or mark.generation != self._generation:
                 return False

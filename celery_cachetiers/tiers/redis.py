@@ -9,11 +9,12 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from celery_cachetiers.client import Argument, Build, Command, RedisClient, Script
-from celery_cachetiers.entry import RawEntry, stamp_matches, tag_block, unpack
+from celery_cachetiers.entry import TIMES_AT, RawEntry, Times, pack_times, stamp_matches, tag_block, unpack
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.ports import NO_ROOM, Found, Held, Leading, LeaseAnswer, LeaseRequest
 from celery_cachetiers.templates import key_tag
@@ -59,6 +60,18 @@ class RedisStore:
     def versions(self, tags: tuple[str, ...]) -> bytes | None:
         nonces = self._client.call(lambda run_id: ("MGET", *self._versions("0" * 32, tags, run_id)))
         return None if None in nonces else b"".join(nonces)
+
+    def confirms(self, digest: str, tags: tuple[str, ...], stamp: bytes, times: Times) -> bool:
+        """As the port says; the times tell an entry from one that was put in its place under the same stamp."""
+
+        def compare_tags(run_id: str) -> Command:
+            return ("MGET", *self._versions(digest, tags, run_id))
+
+        def compare_times(_: str) -> Command:
+            return ("GETRANGE", self._layout.entry(digest), TIMES_AT.start, TIMES_AT.stop - 1)
+
+        nonces, there = self._client.pipeline([compare_tags, compare_times])
+        return None not in nonces and b"".join(nonces) == stamp and there == pack_times(times)
 
     def lease(self, request: LeaseRequest) -> LeaseAnswer:
         digest = request.digest
@@ -168,7 +181,9 @@ class RedisStore:
         raw = self._unpacked(data)
         if raw is not None:
             return Found(raw)
-        raise TierUnavailable("an entry that only looks like one")
+        if data == request.rejected:
+            raise TierUnavailable("the server offers an entry that was rejected")
+        return self.lease(replace(request, rejected=data))  # the script looks less closely than we do
 
     def _unpacked(self, data: Any) -> RawEntry | None:
         try:

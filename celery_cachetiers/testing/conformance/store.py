@@ -138,6 +138,28 @@ class StoreConformance:
 
         assert store.ours.versions((*TAGS, f"never used:{digest()}")) is None
 
+    def test_an_entry_is_confirmed_until_it_is_invalidated_replaced_or_removed(self, store: StoreUnderTest) -> None:
+        ends: Iterable[Callable[[str], object]] = (
+            *(lambda key, tag=tag: store.ours.invalidate([tag]) for tag in TAGS),
+            store.ours.fence,
+            lambda key: store.ours.put(store.request(key), store.body(), TTL),
+            lambda key: store.ours.commit(store.lead(key, now=None), store.body(), TTL),
+        )
+        for end in ends:
+            key = digest()
+            store.store(key)
+            raw = store.ours.read(key, TAGS)
+            assert raw is not None
+            times = raw.header.times
+            assert store.theirs.confirms(key, TAGS, raw.stamp, times) is True
+            assert store.theirs.confirms(digest(), TAGS, raw.stamp, times) is False
+            assert store.theirs.confirms(key, TAGS[:2], raw.stamp, times) is False
+            assert store.theirs.confirms(key, TAGS, bytes(len(raw.stamp)), times) is False
+            store.advance(0.001)
+            end(key)
+
+            assert store.theirs.confirms(key, TAGS, raw.stamp, times) is False
+
     def test_an_entry_is_a_miss_after_its_hard_ttl(self, store: StoreUnderTest) -> None:
         key = digest()
         request = store.lead(key)
