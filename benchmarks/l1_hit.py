@@ -13,12 +13,13 @@ from threading import Lock
 
 from cachetools import TTLCache, cached
 
-from benchmarks.peers import NOTES, Setup, contender
+from benchmarks.peers import Setup, contender
 from benchmarks.server import redis_server
 from benchmarks.subjects import TTL, connect, extension, memoized, profile, tags
 from benchmarks.table import target
 from benchmarks.timing import Absent, Contender, race, show, timed
 
+PEERS = {"dogpile": "shared", "cashews": "asyncio; shared", "aiocache": "asyncio; shared"}
 REFERENCE_US, SHARED_US, COPIED_US = 1.2, 4.0, 12.0
 
 
@@ -27,8 +28,13 @@ def run(*, quick: bool) -> None:
     with redis_server() as server:
         bare = Contender("cachetools", timed(cached(TTLCache(10_000, TTL), lock=Lock())(profile)), "TTLCache and Lock")
         ours = _ours(server.url())
-        others = [contender(name, Setup(None, lock=False), NOTES[name]) for name in ("dogpile", "cashews", "aiocache")]
-        everybody: list[Contender | Absent] = [bare, *ours, *others, contender("recipe", Setup(server.url()), "GET, JSON")]
+        others = [contender(name, Setup(None, lock=False), note) for name, note in PEERS.items()]
+        everybody: list[Contender | Absent] = [
+            bare,
+            *ours,
+            *others,
+            contender("recipe", Setup(server.url()), "GET, JSON"),
+        ]
         present = [each for each in everybody if isinstance(each, Contender)]
         race(present, quick=quick)
         show(everybody, bare)

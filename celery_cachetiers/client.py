@@ -226,6 +226,7 @@ def _greet(connection: Any) -> None:
     A server that restarts from an old snapshot, or a lagging replica that is promoted, has another ``run_id``.
     """
     connection._sock = BoundedSocket(connection._sock)  # before the handshake, which gives it to the parser
+    connection._sock.begin(connection.socket_timeout)
     connection.on_connect()
     connection.run_id = ""
     connection.send_command("INFO", "server")

@@ -140,7 +140,7 @@ def test_a_strict_l1_hit_is_one_round_trip(app: Celery, redis_proxy: RedisProxy)
     redis_proxy.reset()
 
     assert add(1, 2) == 3
-    assert trips(redis_proxy) == [("MGET",)]
+    assert len(trips(redis_proxy)) == 1
     assert add.cache.info().l1_hits == 1
 
 
@@ -222,7 +222,9 @@ def test_followers_cost_nothing_while_they_wait(app: Celery, redis_proxy: RedisP
         followed = [pool.submit(follower, 1) for _ in range(8)]
         waiters = CacheTiers(other).cache.parts.wake_ups
         wait_until(lambda: len(waiters) == 1, timeout=10, message="a registered follower")
-        wait_until(lambda: redis_proxy.commands["EVALSHA"] == 2, timeout=10, message="its request for the lease")
+        asked = {"MGET": 9, "EVALSHA": 2}
+        wait_until(lambda: asked.items() <= redis_proxy.commands.items(), timeout=10, message="all first looks")
+        wait_until(lambda: redis_proxy.commands["MGET"] == 9, timeout=10, message="everybody's look")
         redis_proxy.reset()
         threading.Event().wait(1.0)  # nothing is to happen: the one way to see that is to look for a while
         waited = trips(redis_proxy)

@@ -1,4 +1,4 @@
-"""The two seams of a `CachedTask`: what is answered at publish, what runs in a worker, and what Celery users rely on."""
+"""The two seams of a `CachedTask`: what is answered at publish, what runs in a worker, what Celery users rely on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -327,10 +327,10 @@ def test_wrong_arguments_raise_the_type_error_that_celery_raises(app: Celery, ba
     add = adder(app, base=base)
 
     for call in (
-        lambda: add.delay(),
+        add.delay,
         lambda: add.delay(1, 2, 3),
         lambda: add.apply_async(kwargs={"z": 1}),
-        lambda: add(),
+        add,
     ):
         with pytest.raises(TypeError, match="argument"):
             call()
@@ -425,19 +425,20 @@ def test_a_mode_survives_a_retry(app: Celery) -> None:
     assert flaky() == 3
 
 
-@pytest.mark.parametrize("call", ["apply_async", "apply", "signature", "header"])
+BAD_MODES: dict[str, Callable[[Any], Any]] = {
+    "apply_async": lambda task: task.apply_async((1, 2), cache_mode="yes"),
+    "apply": lambda task: task.apply((1, 2), cache_mode="yes"),
+    "signature": lambda task: task.s(1, 2).set(cache_mode="yes").apply_async(),
+    "header": lambda task: task.apply_async((1, 2), headers={"cachetiers_mode": "yes"}),
+}
+
+
+@pytest.mark.parametrize("call", BAD_MODES)
 def test_a_bad_mode_is_a_configuration_error(app: Celery, call: str) -> None:
     add = adder(app)
 
     with pytest.raises(ConfigurationError, match=r"cache_mode='yes'.*'use', 'refresh', 'bypass', 'only'"):
-        if call == "apply_async":
-            add.apply_async((1, 2), cache_mode="yes")
-        elif call == "apply":
-            add.apply((1, 2), cache_mode="yes")
-        elif call == "signature":
-            add.s(1, 2).set(cache_mode="yes").apply_async()
-        else:
-            add.apply_async((1, 2), headers={"cachetiers_mode": "yes"})
+        BAD_MODES[call](add)
     assert published(app) == []
 
 
@@ -609,6 +610,23 @@ def test_models_of_the_caller_and_dicts_in_the_worker_are_one_key(app: Celery) -
     assert greet.cache.get(User(id=1)) is MISSING
 
 
+def test_a_template_reaches_into_a_model(app: Celery) -> None:
+    """As the declaration lets it; models arrive as dicts in the worker."""
+    count = Count()
+
+    @app.task(base=CachedTask, name="greet", pydantic=True, tags=["user:{user.id}"])
+    def greet(user: User) -> str:
+        count(user)
+        return user.name
+
+    greet.delay(User(id=1))
+    run_published(app)
+
+    assert greet.cache.get(User(id=1)) == "someone"
+    CacheTiers(app).invalidate_tag("user:1")
+    assert greet.cache.get(User(id=1)) is MISSING
+
+
 def test_callables_as_options_are_not_methods(app: Celery) -> None:
     count = Count()
     add = adder(
@@ -631,7 +649,7 @@ def test_callables_of_a_class_based_task_are_not_methods(app: Celery) -> None:
         name = "class.add"
         key = lambda x, y: x  # noqa: E731 - as users write it
 
-        def cache_if(result: int) -> bool:  # type: ignore[misc]  # noqa: N805 - the value, not self
+        def cache_if(result: int) -> bool:
             return result > 0
 
         def run(self, x: int, y: int) -> int:
@@ -852,6 +870,20 @@ def test_put_refuses_a_bad_ttl(app: Celery, bad: object) -> None:
     assert add.cache.get(1, 2) is MISSING
 
 
+@pytest.mark.parametrize("how", ["put", "ttl_from"])
+def test_a_ttl_of_ones_own_that_is_shorter_than_the_jitter_still_stores(app: Celery, how: str) -> None:
+    add = adder(app, ttl=1000, jitter=900, ttl_from=lambda result: 10.0)
+    numbers = range(50)
+
+    for x in numbers:
+        if how == "put":
+            add.cache.put((x,), x, ttl=10)
+        else:
+            add(x)
+
+    assert [x for x in numbers if add.cache.get(x) is MISSING] == []
+
+
 def test_put_refuses_what_is_no_entry(app: Celery) -> None:
     add = adder(app)
 
@@ -888,7 +920,7 @@ def test_calls_that_run_uncached_are_counted(app: Celery) -> None:
     for _ in range(3):
         take(object())
 
-    assert take.cache.info().uncacheable == 3  # type: ignore[attr-defined]
+    assert take.cache.info().uncacheable == 3
 
 
 def test_strict_keys_raise_instead(app: Celery) -> None:
@@ -906,9 +938,7 @@ def test_strict_keys_raise_instead(app: Celery) -> None:
     assert len(count) == 0
 
 
-def test_tags_that_cannot_be_rendered_let_the_call_run_uncached(
-    app: Celery, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_tags_that_cannot_be_rendered_let_the_call_run_uncached(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
     count = Count()
 
     @app.task(base=CachedTask, name="take", tags=["user:{user[id]}"])

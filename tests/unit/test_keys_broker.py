@@ -35,11 +35,20 @@ Strategy = st.SearchStrategy[Any]
 
 
 def task(a: object, *rest: object, b: object = None, **options: object) -> None:
-    """The body of every test."""
+    """A body that takes everything."""
 
 
-BINDER = compile_binder(task, skip_first=False)
-KEYS = {name: KeyMaker("tests.task", BINDER, dialect_of(name)) for name in SERIALIZERS}
+def short(a: object) -> None:
+    """A body of one argument."""
+
+
+def keys_of(function: Callable[..., Any]) -> dict[str, KeyMaker]:
+    """A key maker for each serializer."""
+    binder = compile_binder(function, skip_first=False)
+    return {name: KeyMaker("tests.task", binder, dialect_of(name)) for name in SERIALIZERS}
+
+
+KEYS, SHORT_KEYS = keys_of(task), keys_of(short)
 
 
 def through(body: Any, serializer: str) -> Any:
@@ -50,7 +59,7 @@ def through(body: Any, serializer: str) -> Any:
 
 def digest(value: object, serializer: str) -> str:
     """The key of a call with this argument."""
-    return KEYS[serializer].digest((value,), {})
+    return SHORT_KEYS[serializer].digest((value,), {})
 
 
 def is_same(a: Any, b: Any) -> bool:
@@ -334,6 +343,7 @@ def test_each_near_value_is_told_from_each_other_as_the_worker_would(serializer:
         (["json", "msgpack", "yaml"], (1, 2), [1, 2]),
         (["json", "msgpack"], Pair(1, 2), [1, 2]),
         (["json"], {1: "x", None: "y", False: "z", 1.5: "a"}, {"1": "x", "null": "y", "false": "z", "1.5": "a"}),
+        (["json"], {math.nan: 1, math.inf: 2, -math.inf: 3}, {"NaN": 1, "Infinity": 2, "-Infinity": 3}),
         (["json", "msgpack"], Level.LOW, 1),
         (["json", "msgpack"], Name.ANN, "ann"),
         (["json", "msgpack"], Mapped(a=1), {"a": 1}),
@@ -360,6 +370,14 @@ def test_an_object_that_knows_its_json_is_that_json_where_json_is_sent() -> None
     assert digest(value, "json") == digest({"a": [1, None]}, "json")
     with pytest.raises(UncacheableArgument):
         digest(value, "pickle")
+
+
+def test_an_extension_type_of_msgpack_is_not_the_list_that_a_named_tuple_becomes() -> None:
+    value = msgpack.ExtType(5, b"x")
+    assert through(value, "msgpack") == value
+
+    assert digest(value, "msgpack") != digest(tuple(value), "msgpack")
+    assert digest(value, "json") == digest(tuple(value), "json")
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +14,7 @@ from celery import Celery
 from celery.contrib.testing.worker import start_worker
 
 from celery_cachetiers import CacheTiers
-from tests.processes import wait_until
+from tests.processes import ROOT, wait_until
 
 BACKEND = "cache+memory://"
 
@@ -24,12 +28,13 @@ class LocalCelery(Celery):
 
 def cached_app(namespace: str, url: str | None = None, **conf: Any) -> Celery:
     """An app whose cache is at `url` and whose messages stay in its own queue, `namespace`."""
-    app = LocalCelery(namespace, broker="memory://", backend=BACKEND, set_as_current=False)
+    app = LocalCelery(namespace, broker="memory://", backend=conf.pop("result_backend", BACKEND), set_as_current=False)
     app.conf.update(
         cachetiers_namespace=namespace,
         task_default_queue=namespace,
         task_always_eager=False,
         broker_connection_retry_on_startup=True,
+        broker_transport_options={"polling_interval": 0.05},
     )
     if url is not None:
         app.conf.cachetiers_url = url
@@ -107,4 +112,15 @@ class Count:
         return len(self.calls)
 
 
-Body = Callable[..., Any]
+def run_python(code: str, *, timeout: float = 60.0, **env: str) -> str:
+    """Runs a program in a process of its own, with warnings as errors; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1", **env},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout.strip()

@@ -29,7 +29,7 @@ class Book:
     def client(self) -> redis.Redis:
         pid = os.getpid()
         if pid not in self._clients:
-            self._clients[pid] = redis.Redis.from_url(self._url, decode_responses=True)
+            self._clients[pid] = redis.Redis.from_url(self._url, decode_responses=True, socket_timeout=None)
         return self._clients[pid]
 
     def close(self) -> None:

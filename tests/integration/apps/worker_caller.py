@@ -1,6 +1,6 @@
 """A process that calls memoized tasks directly, as it is told: orders come over a Redis list, answers go to another.
 
-    python -m tests.integration.apps.worker_caller NUMBER
+python -m tests.integration.apps.worker_caller NUMBER
 """
 
 from __future__ import annotations

@@ -48,7 +48,10 @@ def configuration(
 
 
 def build(given: Mapping[str, Any] | None = None) -> Celery:
-    """The app with its tasks; ``app.book`` is the ledger."""
+    """The app with its tasks; ``app.book`` is the ledger.
+
+    The tasks are not shared: one process may build several of these apps, each with its own book.
+    """
     given = json.loads(os.environ[VARIABLE]) if given is None else given
     app = Celery("worker", set_as_current=False)
     app.conf.update(given["conf"])
@@ -59,9 +62,9 @@ def build(given: Mapping[str, Any] | None = None) -> Celery:
         def work(name: str) -> str:
             return f"{name}#{book.compute(name)}"
 
-        app.task(work, name=f"work.{variant}", base=CachedTask, ttl=300, tags=["name:{name}"], **options)
+        app.task(work, shared=False, name=f"work.{variant}", base=CachedTask, ttl=300, tags=["name:{name}"], **options)
 
-    @app.task(name="profile", base=CachedTask, ttl=300, tags=["user:{user_id}"])
+    @app.task(shared=False, name="profile", base=CachedTask, ttl=300, tags=["user:{user_id}"])
     def profile(user_id: str) -> dict[str, object]:
         return {"user": user_id, "compute": book.compute(user_id), "roles": ("a", "b")}
 
@@ -74,18 +77,18 @@ def build(given: Mapping[str, Any] | None = None) -> Celery:
 def _declare_nested(app: Celery, book: Book) -> None:
     """Bodies that call memoized tasks."""
 
-    @app.task(name="nested.own", base=CachedTask, ttl=300, lease_ttl=30.0)
+    @app.task(shared=False, name="nested.own", base=CachedTask, ttl=300, lease_ttl=30.0)
     def own(name: str) -> str:
         return "inner" if book.compute(name) > 1 else f"outer of {own(name)}"
 
-    @app.task(name="nested.left", base=CachedTask, ttl=300, lease_ttl=1.0)
+    @app.task(shared=False, name="nested.left", base=CachedTask, ttl=300, lease_ttl=1.0)
     def left(name: str) -> str:
         if book.compute(f"left {name}") > 1:
             return "l"
         book.rendezvous(name, 2)
         return "L" + right(name)
 
-    @app.task(name="nested.right", base=CachedTask, ttl=300, lease_ttl=1.0)
+    @app.task(shared=False, name="nested.right", base=CachedTask, ttl=300, lease_ttl=1.0)
     def right(name: str) -> str:
         if book.compute(f"right {name}") > 1:
             return "r"
@@ -96,41 +99,41 @@ def _declare_nested(app: Celery, book: Book) -> None:
 def _declare_canvas(app: Celery, book: Book) -> None:
     """What stands around memoized tasks in a canvas, and memoized tasks that do what Celery allows a body to do."""
 
-    @app.task(name="same")
+    @app.task(shared=False, name="same")
     def same(value: object) -> object:
         return value
 
-    @app.task(name="listed")
+    @app.task(shared=False, name="listed")
     def listed(values: list[object]) -> list[object]:
         return list(values)
 
-    @app.task(name="noted")
+    @app.task(shared=False, name="noted")
     def noted(value: object, name: str) -> None:
         book.client.rpush(f"noted:{name}", str(value))
 
-    @app.task(name="noted_error")
+    @app.task(shared=False, name="noted_error")
     def noted_error(request: Any, error: BaseException, traceback: object, name: str) -> None:
         book.client.rpush(f"noted:{name}", repr(error))
 
-    @app.task(name="replaced", bind=True)
+    @app.task(shared=False, name="replaced", bind=True)
     def replaced(self: Any, name: str) -> None:
         raise self.replace(app.tasks["work.plain"].s(name))
 
-    @app.task(name="replacing", bind=True, base=CachedTask, ttl=300)
+    @app.task(shared=False, name="replacing", bind=True, base=CachedTask, ttl=300)
     def replacing(self: Any, name: str) -> None:
         book.compute(f"replacing {name}")
         raise self.replace(app.tasks["work.plain"].s(name))
 
-    @app.task(
-        name="autoretried", base=CachedTask, ttl=300, autoretry_for=(ValueError,), max_retries=3, default_retry_delay=0
-    )
+    retries = {"autoretry_for": (ValueError,), "max_retries": 3, "default_retry_delay": 0}
+
+    @app.task(shared=False, name="autoretried", base=CachedTask, ttl=300, **retries)
     def autoretried(name: str) -> str:
         number = book.compute(name)
         if number == 1:
             raise ValueError("the first one always fails")
         return f"{name}#{number}"
 
-    @app.task(name="retried", bind=True, base=CachedTask, ttl=300, max_retries=3)
+    @app.task(shared=False, name="retried", bind=True, base=CachedTask, ttl=300, max_retries=3)
     def retried(self: Any, name: str) -> str:
         number = book.compute(name)
         if self.request.retries == 0 and number == 1:

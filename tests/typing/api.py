@@ -1,0 +1,150 @@
+"""What users write, checked by `mypy --strict` and never run."""
+
+from __future__ import annotations
+
+from typing import Any, assert_type
+
+from celery import Celery, Task, shared_task
+
+from celery_cachetiers import (
+    MISSING,
+    CachedResult,
+    CachedTask,
+    CachedTaskMixin,
+    CacheTiers,
+    CacheTiersError,
+    ConfigurationError,
+    NotCached,
+    TagError,
+    TierUnavailable,
+    UncacheableArgument,
+    UnusableEntry,
+    __version__,
+    clear,
+    invalidate_key,
+    invalidate_tag,
+    invalidate_tags,
+)
+
+app = Celery("typed")
+app.conf.cachetiers_url = "redis://localhost/2"
+
+
+@app.task(base=CachedTask, ttl=300, tags=["user:{user_id}"])
+def profile(user_id: int) -> str:
+    return str(user_id)
+
+
+@app.task(base=CachedTask, bind=True, grace=60.0, refresh_ahead=0.8, ignore=("request_id",), version=2)
+def bound(self: CachedTask, user_id: int, request_id: str = "") -> list[int]:
+    assert_type(self.cache.get(user_id), Any)
+    return [user_id]
+
+
+@app.task(
+    base=CachedTask,
+    key=lambda user_id: user_id,
+    tags=lambda user_id: [f"user:{user_id}"],
+    cache_if=lambda result: result is not None,
+    ttl_from=lambda result: 60.0,
+    consistency="strict",
+    coalesce=False,
+)
+def by_callables(user_id: int) -> int:
+    return user_id
+
+
+@shared_task(base=CachedTask)
+def shared(number: int) -> int:
+    return number
+
+
+class Report(CachedTask):
+    name = "report"
+    ttl = 3600.0
+    tags = ("report:{day}",)
+
+    def run(self, day: str) -> int:
+        return len(day)
+
+
+class ProjectTask(Task[Any, Any]):
+    abstract = True
+
+
+class ProjectCachedTask(CachedTaskMixin, ProjectTask):
+    abstract = True
+    ttl = 60.0
+
+
+def calls(task: CachedTask) -> None:
+    task.delay(1)
+    task.apply_async((1,), cache_mode="refresh")
+    task.apply_async(kwargs={"user_id": 1}, countdown=5, task_id="known", headers={"a": 1})
+    task.apply((1,), cache_mode="only")
+    task.s(1).apply_async(cache_mode="bypass")
+    task.delay_on_commit(1)
+    task.apply_async_on_commit((1,))
+
+
+def task_cache(task: CachedTask) -> None:
+    cache = task.cache
+    assert_type(cache.key(1), str)
+    value = cache.get(1, verbose=True)
+    if value is MISSING:
+        cache.put((1,), {"a": 1}, {"verbose": True}, ttl=5)
+    cache.invalidate(1)
+    assert_type(cache.refresh(1), Any)
+    assert_type(cache.info().l1_hits, int)
+    assert_type(cache.info().hit_ratio, float | None)
+
+
+def functions() -> None:
+    invalidate_tag("user:1")
+    invalidate_tags(["user:1", "user:2"])
+    invalidate_key("0" * 32)
+    clear()
+    clear(task="typed.profile")
+    invalidate_tag.delay("user:1")
+    invalidate_tags.apply_async((["user:1"],), countdown=5)
+    invalidate_tag.s("user:1")
+    invalidate_tag.si("user:1")
+
+
+def extension() -> None:
+    tiers = CacheTiers(app)
+    assert_type(tiers, CacheTiers)
+    tiers.invalidate_tag("user:1")
+    tiers.invalidate_tags(("user:1",))
+    tiers.invalidate_key("0" * 32)
+    tiers.clear("typed.profile")
+    tiers.reset()
+
+
+def errors(error: CacheTiersError) -> None:
+    match error:
+        case ConfigurationError():
+            assert_type(error.option, str)
+            assert_type(error.allowed, str)
+            assert_type(error.where, str | None)
+        case NotCached():
+            assert_type(error.task, str)
+            assert_type(error.key, str)
+        case TagError():
+            assert_type(error.reason, str)
+        case UncacheableArgument():
+            assert_type(error.argument, str)
+        case UnusableEntry():
+            assert_type(error.reason, str)
+        case TierUnavailable():
+            raise error
+
+
+def results(result: CachedResult) -> None:
+    assert_type(result.id, str)
+    result.get(timeout=1)
+    result.then(print)
+    result.forget()
+
+
+assert_type(__version__, str)

@@ -1,0 +1,107 @@
+"""Subscribers hear of everything, and can harm nothing; the counters are one of them."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from celery_cachetiers.events import Event, Events
+from celery_cachetiers.metrics.tally import Counters, Tally
+
+
+def test_every_subscriber_hears_every_event_in_the_order_they_subscribed() -> None:
+    events, heard = Events(), list[object]()
+    events.subscribe(lambda *what: heard.append(("first", *what)))
+    events.subscribe(lambda *what: heard.append(("second", *what)))
+    events.emit(Event.HIT, "task", tier="l2")
+
+    assert heard == [("first", Event.HIT, "task", {"tier": "l2"}), ("second", Event.HIT, "task", {"tier": "l2"})]
+
+
+def test_a_failing_subscriber_is_logged_and_keeps_nobody_from_hearing(caplog: pytest.LogCaptureFixture) -> None:
+    events, heard = Events(), list[Event]()
+
+    def fail(event: Event, task: str, details: dict[str, object]) -> None:
+        raise RuntimeError("broken subscriber")
+
+    events.subscribe(fail)
+    events.subscribe(lambda event, task, details: heard.append(event))
+    with caplog.at_level(logging.ERROR, "celery_cachetiers"):
+        events.emit(Event.MISS)
+
+    assert heard == [Event.MISS]
+    assert "a subscriber of miss failed" in caplog.text
+
+
+def test_whoever_unsubscribes_hears_no_more() -> None:
+    events, heard = Events(), list[Event]()
+
+    def listen(event: Event, task: str, details: dict[str, object]) -> None:
+        heard.append(event)
+
+    events.subscribe(listen)
+    events.unsubscribe(listen)
+    events.unsubscribe(listen)
+    events.emit(Event.MISS)
+
+    assert heard == []
+
+
+@pytest.mark.parametrize(
+    ("event", "details", "counted"),
+    [
+        (Event.HIT, {"tier": "l2", "stale": False}, {"l2_hits": 1}),
+        (Event.HIT, {"tier": "l2", "stale": True}, {"l2_hits": 1, "stale_hits": 1}),
+        (Event.HIT, {"tier": "l1", "stale": False}, {"l1_hits": 1}),
+        (Event.MISS, {}, {"misses": 1}),
+        (Event.COALESCED, {}, {"coalesced": 1}),
+        (Event.COMPUTED, {"seconds": 0.5}, {"computes": 1, "compute_seconds": 0.5}),
+        (Event.STORED, {}, {"stores": 1}),
+        (Event.REFUSED, {}, {"refused": 1}),
+        (Event.FAILED_OPEN, {}, {"failed_open": 1}),
+        (Event.UNUSABLE, {}, {"unusable": 1}),
+        (Event.GAP, {}, {}),
+    ],
+)
+def test_each_event_is_counted_where_it_belongs(
+    event: Event, details: dict[str, object], counted: dict[str, object]
+) -> None:
+    events, counters = Events(), Counters()
+    events.subscribe(counters)
+    events.emit(event, "task", **details)
+
+    assert counters.of("task") == Tally(**counted)  # type: ignore[arg-type]  # ints and a float by name
+
+
+def test_events_without_a_task_are_counted_for_none() -> None:
+    counters = Counters()
+    counters(Event.GAP, "", {})
+
+    assert counters._tallies == {}
+
+
+def test_a_tally_that_was_handed_out_starts_over_after_a_fork_and_goes_on_counting() -> None:
+    counters = Counters()
+    tally = counters.of("task")
+    counters(Event.MISS, "task", {})
+    counters.reset_after_fork()
+    counters(Event.HIT, "task", {"tier": "l2"})
+
+    assert counters.of("task") is tally
+    assert tally == Tally(l2_hits=1)
+
+
+@pytest.mark.parametrize(
+    ("tally", "ratio"),
+    [
+        (Tally(), None),
+        (Tally(coalesced=5, computes=5), None),
+        (Tally(misses=2), 0.0),
+        (Tally(l1_hits=1, l2_hits=2, misses=1, coalesced=9, stale_hits=2), 0.75),
+    ],
+)
+def test_the_hit_ratio_is_none_without_requests_and_leaves_coalesced_calls_out(
+    tally: Tally, ratio: float | None
+) -> None:
+    assert tally.hit_ratio == ratio

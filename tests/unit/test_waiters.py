@@ -1,0 +1,98 @@
+"""Whom a wake-up reaches."""
+
+from __future__ import annotations
+
+import threading
+
+from celery_cachetiers.backplane.waiters import Waiters
+
+
+def test_a_wake_up_reaches_all_who_wait_for_the_key_and_nobody_else() -> None:
+    waiters = Waiters()
+    with waiters.registered("a") as first, waiters.registered("a") as second, waiters.registered("b") as other:
+        waiters.wake("a")
+
+        assert [event.is_set() for event in (first, second, other)] == [True, True, False]
+
+
+def test_a_wake_up_between_registering_and_waiting_is_not_lost() -> None:
+    waiters = Waiters()
+    with waiters.registered("a") as woken:
+        waiters.wake("a")
+
+        assert woken.wait(0) is True
+
+
+def test_a_wake_up_for_a_key_that_nobody_waits_for_does_nothing() -> None:
+    waiters = Waiters()
+    waiters.wake("a")
+    with waiters.registered("a") as woken:
+        assert woken.is_set() is False
+
+
+def test_a_gap_wakes_everybody() -> None:
+    waiters = Waiters()
+    with waiters.registered("a") as first, waiters.registered("b") as second:
+        waiters.wake_all()
+
+        assert first.is_set()
+        assert second.is_set()
+
+
+def test_who_has_left_is_forgotten_and_who_stays_is_not() -> None:
+    waiters = Waiters()
+    with waiters.registered("a") as stays:
+        with waiters.registered("a"):
+            assert len(waiters) == 2
+        assert len(waiters) == 1
+        waiters.wake("a")
+
+        assert stays.is_set()
+    assert repr(waiters) == "<Waiters: 0 for 0 keys>"
+
+
+def test_leaving_with_an_error_is_leaving() -> None:
+    waiters = Waiters()
+    try:
+        with waiters.registered("a"):
+            raise KeyError
+    except KeyError:
+        pass
+
+    assert len(waiters) == 0
+
+
+def test_a_forked_child_has_no_waiters_and_a_lock_of_its_own() -> None:
+    waiters = Waiters()
+    with waiters.registered("a") as parents, waiters._lock:  # another thread of the parent held it at the fork
+        waiters.reset_after_fork()
+        waiters.wake("a")
+
+        assert parents.is_set() is False
+    assert len(waiters) == 0
+
+
+def test_threads_that_come_and_go_while_others_wake_are_all_woken() -> None:
+    waiters, woken = Waiters(), list[bool]()
+    stop = threading.Event()
+
+    def wait() -> None:
+        for _ in range(200):
+            with waiters.registered("a") as event:
+                woken.append(event.wait(10))
+
+    def wake() -> None:
+        while not stop.is_set():
+            waiters.wake("a")
+
+    threads = [threading.Thread(target=wait) for _ in range(4)]
+    waker = threading.Thread(target=wake)
+    for thread in (*threads, waker):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stop.set()
+    waker.join()
+
+    assert woken == [True] * 800
+    assert len(waiters) == 0
