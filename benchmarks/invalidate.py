@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
@@ -64,61 +65,68 @@ class Outcome:
 
 @dataclass(eq=False)
 class Entrant:
-    """A scheme and its outcomes."""
+    """A scheme, its server with a bystander, and its outcomes so far."""
 
     name: str
-    scheme: Scheme
+    scheme: Scheme | None
+    server: Server
+    bystander: Fleet
+    stop: Any
     outcomes: list[Outcome] = field(default_factory=list)
 
 
 def run(*, quick: bool) -> None:
     """Prints a table for each number of entries."""
     sizes = {10: 5, 10_000: 3} if quick else {10: 11, 10_000: 5, 1_000_000: 1}
-    stop = shared_counter()
-    with redis_server() as server, Fleet(1, bystander, server.url(3), stop) as other:
-        schemes: dict[str, Scheme] = {"ours": _Ours(server), "key set": _KeySet(server)}
-        missing = not_installed("cashews")
-        if not missing:
-            schemes["cashews"] = _Cashews(server)
+    missing = not_installed("cashews")
+    with ExitStack() as stack:
+        entrants = [_entrant(name, stack) for name in SCHEMES if not (missing and name == "cashews")]
         for size, rounds in sizes.items():
-            entrants = [Entrant(name, scheme) for name, scheme in schemes.items()]
-            idle = Entrant("nothing", schemes["ours"])
             for _ in range(rounds):
                 for entrant in entrants:
-                    entrant.outcomes.append(_turn(entrant.scheme, server, other, stop, size))
-                idle.outcomes.append(_watched(_nothing, server, other, stop))
-            _show(size, [*entrants, idle], missing)
-        for scheme in schemes.values():
-            scheme.close()
+                    entrant.outcomes.append(_turn(entrant, size))
+            _show(size, entrants, missing)
+            for entrant in entrants:
+                entrant.outcomes.clear()
 
 
-def _nothing() -> None:
-    time.sleep(0.5)
+def _entrant(name: str, stack: ExitStack) -> Entrant:
+    server, stop = stack.enter_context(redis_server()), shared_counter()
+    other = stack.enter_context(Fleet(1, bystander, server.url(3), stop))
+    make = SCHEMES[name]
+    scheme = make(server) if make is not None else None
+    if scheme is not None:
+        stack.callback(scheme.close)
+    return Entrant(name, scheme, server, other, stop)
 
 
-def _turn(scheme: Scheme, server: Server, other: Fleet, stop: Any, size: int) -> Outcome:
-    server.flush()
+def _turn(entrant: Entrant, size: int) -> Outcome:
+    scheme = entrant.scheme
+    if scheme is None:
+        return _watched(entrant, lambda: time.sleep(0.5))
+    entrant.server.flush()
     scheme.fill(size)
     sample = range(0, size, max(size // SAMPLES, 1))
     if not all(map(scheme.served, sample)):
-        raise RuntimeError("filled entries are not served: the fill is wrong")
-    outcome = _watched(scheme.invalidate, server, other, stop)
+        raise RuntimeError(f"{entrant.name}: filled entries are not served: the fill is wrong")
+    outcome = _watched(entrant, scheme.invalidate)
     if any(map(scheme.served, sample)):
-        raise RuntimeError("an entry was served after its invalidation")
+        raise RuntimeError(f"{entrant.name}: an entry was served after its invalidation")
+    entrant.server.flush()
     return outcome
 
 
-def _watched(act: Callable[[], object], server: Server, other: Fleet, stop: Any) -> Outcome:
+def _watched(entrant: Entrant, act: Callable[[], object]) -> Outcome:
     """What the act costs, and what the bystander sees of it."""
-    stop.value = 0
-    other.order("watch")
+    entrant.stop.value = 0
+    entrant.bystander.order("watch")
     time.sleep(0.02)
-    commands, began = server.commands(), time.perf_counter()
+    commands, began = entrant.server.commands(), time.perf_counter()
     act()
     took = time.perf_counter() - began
-    commands = server.commands() - commands
-    stop.value = 1
-    return Outcome(took, commands, other.replies()[0])
+    commands = entrant.server.commands() - commands
+    entrant.stop.value = 1
+    return Outcome(took, commands, entrant.bystander.replies()[0])
 
 
 def bystander(url: str, stop: Any) -> Callable[[str], float]:
@@ -228,6 +236,14 @@ class _Cashews:
     def close(self) -> None:
         self._runner.run(self._cache.close())
         self._runner.close()
+
+
+SCHEMES: dict[str, Callable[[Server], Scheme] | None] = {
+    "ours": _Ours,
+    "key set": _KeySet,
+    "cashews": _Cashews,
+    "nothing": None,
+}
 
 
 def _set(client: redis.Redis, names: Iterable[str], data: Any, members_of: str = "") -> None:

@@ -16,7 +16,7 @@ from kombu.utils.json import loads
 
 from benchmarks.peers import NOTES, Setup, contender
 from benchmarks.server import Server, redis_server
-from benchmarks.subjects import connect, extension, memoized, tagged, tags
+from benchmarks.subjects import check, connect, extension, memoized, tagged, tags
 from benchmarks.table import number, target, text_table
 from benchmarks.timing import HIT, Contender, race, show, timed
 from celery_cachetiers.client import RedisClient
@@ -48,6 +48,7 @@ def _compare(url: str, quick: bool) -> None:
     show([bare, *ours, *others], bare)
     worst = max(ours, key=lambda each: each.median)
     print(target(f"{worst.name}", worst.median / bare.median, LIMIT, "x bare") + "\n")
+    check(*tasks.values())
     tiers.reset()
     for each in present:
         each.close()

@@ -21,7 +21,7 @@ from benchmarks.callers import Caller, Threads
 from benchmarks.peers import NOTES, Setup, Unavailable, build
 from benchmarks.roundtrips import counting
 from benchmarks.server import Server, redis_server
-from benchmarks.subjects import TTL, connect, extension, memoized, profile, tagged
+from benchmarks.subjects import TTL, check, connect, extension, memoized, profile, tagged
 from benchmarks.table import number
 from benchmarks.timing import Absent, Contender, race, show
 
@@ -84,7 +84,11 @@ def _looked(url: str) -> Caller:
     def cached(each: int) -> Any:
         return made.cache.fetch(made.call((each,), {}), partial(profile, each), looked=True)
 
-    return Threads(cached, tiers.reset)
+    def close() -> None:
+        check(task)
+        tiers.reset()
+
+    return Threads(cached, close)
 
 
 def _counted(make: Make, server: Server) -> tuple[float, float]:

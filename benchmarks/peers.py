@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import redis
 
 from benchmarks.callers import Caller, Coroutines, Threads
-from benchmarks.subjects import TTL, connect, extension, memoized, profile, tags
+from benchmarks.subjects import TTL, check, connect, extension, memoized, profile, tags
 from benchmarks.timing import Absent, Contender
 
 POLL = 0.1
@@ -94,7 +94,12 @@ def _ours(setup: Setup) -> Caller:
     tiers = extension(setup.url)
     task = memoized(tiers, "ours", setup.run, tags=tags(setup.tags), l1=setup.url is None, lease_ttl=LEASE)
     connect(tiers, task)
-    return Threads(task, tiers.reset)
+
+    def close() -> None:
+        check(task)
+        tiers.reset()
+
+    return Threads(task, close)
 
 
 def _recipe(setup: Setup) -> Caller:

@@ -47,7 +47,7 @@ class Server:
     def flush(self) -> None:
         """Empties it."""
         with self.client() as client:
-            client.flushall()
+            client.flushall(asynchronous=True)
 
 
 @contextmanager

@@ -11,13 +11,14 @@ import hashlib
 import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import resources
 from time import monotonic
 from typing import Any, Final
 
 import redis
 from redis.backoff import NoBackoff
-from redis.connection import ConnectionPool
+from redis.connection import Connection, parse_url
 from redis.retry import Retry
 
 from celery_cachetiers.breaker import Breaker
@@ -65,22 +66,22 @@ class RedisClient:
         self.breaker, self._timeout = breaker, timeout
         known = inspect.signature(redis.connection.AbstractConnection.__init__).parameters
         quiet = {"driver_info": None} if "driver_info" in known else {"lib_name": None, "lib_version": None}
-        self._factory = ConnectionPool.from_url(url, **options)
-        self._factory.connection_kwargs.update(  # what we rely on, whatever the URL says
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-            decode_responses=False,
-            redis_connect_func=_greet,
-            **quiet,
-        )
+        asked: dict[str, Any] = {**options, **parse_url(url)}  # type: ignore[no-untyped-call]
+        kind = asked.pop("connection_class", Connection)
+        ours = {  # what we rely on, whatever the URL says
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            "retry": Retry(NoBackoff(), 0),
+            "protocol": 2,
+            "decode_responses": False,
+            "redis_connect_func": _greet,
+        }
+        self._make: Callable[[], Any] = partial(kind, **{**asked, **ours, **quiet})
         self.reset_after_fork()
 
     def reset_after_fork(self) -> None:
         """Leaves the parent's sockets alone and starts without connections."""
         self._idle: deque[Any] = deque()
-        self._factory.reset()
         self.breaker.reset_after_fork()
 
     def open(self) -> Any:
@@ -144,7 +145,7 @@ class RedisClient:
         return self._exchange(self._new(), builds)
 
     def _new(self) -> Any:
-        connection = self._factory.connection_class(**self._factory.connection_kwargs)
+        connection = self._make()
         connection.connect()
         return connection
 

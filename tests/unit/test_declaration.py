@@ -89,7 +89,7 @@ def test_a_near_miss_of_an_option_is_refused_with_a_suggestion(app: Celery, name
 def test_options_of_celery_and_of_users_are_left_alone(app: Celery) -> None:
     task = declare(
         app, serializer="json", rate_limit="5/m", max_retries=3, default_retry_delay=5, retry_backoff=True,
-        priority=3, my_own="x", owner="team", time_limit=30, typing=True, trail=False,
+        my_own="x", owner="team", time_limit=30, typing=True, trail=False,
     )  # fmt: skip
 
     assert task(1) == "1"
