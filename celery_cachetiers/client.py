@@ -194,6 +194,10 @@ class BoundedSocket:
         """An answer is awaited: all of it within `PATIENCE` times the timeout."""
         self._deadline, self._reads = monotonic() + PATIENCE * timeout, 0
 
+    def end(self) -> None:
+        """No answer is awaited: a subscriber reads for as long as it lives."""
+        self._deadline = 0.0
+
     def recv(self, *args: Any) -> Any:
         self._check()
         return self._socket.recv(*args)
@@ -236,3 +240,4 @@ def _greet(connection: Any) -> None:
         for line in answer.splitlines():
             if line.startswith(b"run_id:"):
                 connection.run_id = line[7:].strip().decode("ascii")
+    connection._sock.end()
