@@ -22,7 +22,8 @@ from redis.connection import Connection, parse_url
 from redis.retry import Retry
 
 from celery_cachetiers.breaker import Breaker
-from celery_cachetiers.errors import TierUnavailable
+from celery_cachetiers.errors import ConfigurationError, TierUnavailable
+from celery_cachetiers.options import without_secrets
 
 Argument = str | bytes | int | float
 Command = Sequence[Argument]
@@ -76,7 +77,15 @@ class RedisClient:
             "decode_responses": False,
             "redis_connect_func": _greet,
         }
+        reqs = asked.get("ssl_cert_reqs")
+        if isinstance(reqs, str):  # Celery's documents say CERT_NONE, redis-py's say none
+            asked["ssl_cert_reqs"] = reqs.lower().removeprefix("cert_")
         self._make: Callable[[], Any] = partial(kind, **{**asked, **ours, **quiet})
+        try:
+            self._make()
+        except (TypeError, ValueError, redis.RedisError) as error:
+            allowed = f"options that redis-py's connections know ({error})"
+            raise ConfigurationError("cachetiers_url", without_secrets(url), allowed) from error
         self.reset_after_fork()
 
     def reset_after_fork(self) -> None:

@@ -48,8 +48,11 @@ def refresh_ahead_at(times: Times, share: float) -> float:
 
 
 def times_of(policy: Policy, ttl: float, now: float, compute_seconds: float, draw: float) -> Times:
-    """The times of a value whose compute started at ``now``; ``draw`` in [0, 1) spreads them by the jitter."""
-    fresh_until = now + max(ttl - policy.jitter * draw, 0.0)
+    """The times of a value whose compute started at ``now``; ``draw`` in [0, 1) spreads them by the jitter.
+
+    A value with a short ``ttl`` of its own loses half of it at most.
+    """
+    fresh_until = now + ttl - min(policy.jitter, ttl / 2 if ttl < policy.ttl else policy.jitter) * draw
     return Times(now, fresh_until, fresh_until + policy.grace, compute_seconds)
 
 

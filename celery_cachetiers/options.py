@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 from celery_cachetiers.errors import ConfigurationError
 
+HIDDEN = "(hidden)"
+
 
 class _Refused(Exception):
     """Raised inside a rule; `Rule.check` turns it into the user's error."""
@@ -47,11 +49,15 @@ class Rule:
 
 def _number(low: float, high: float = math.inf, *, open_low: bool = False) -> Callable[[object], float]:
     def normalize(value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise _Refused
-        if value < low or value > high or (open_low and value == low):
+        try:
+            number = float(value)
+        except OverflowError:
+            raise _Refused from None
+        if not math.isfinite(number) or number < low or number > high or (open_low and number == low):
             raise _Refused
-        return float(value)
+        return number
 
     return normalize
 
@@ -136,8 +142,17 @@ def _signing_keys(value: object) -> tuple[bytes, ...]:
     return usable
 
 
-def _without_password(url: object) -> object:
-    return re.sub(r"(//[^/@]*:)[^/@]*@", r"\1***@", url) if isinstance(url, str) else url
+def without_secrets(url: object) -> object:
+    """As much of a URL as may stand in an error text: all, if it has neither credentials nor options."""
+    if not {"@", "?"} & set(str(url)):
+        return url
+    scheme = re.match(r"[a-z+]+://", url) if isinstance(url, str) else None
+    return f"{scheme.group() if scheme else ''}{HIDDEN}"
+
+
+def plain_only(value: object) -> object:
+    """The value of a setting that nobody knows, which may be a secret under a misspelt name: numbers and the like."""
+    return value if value is None or isinstance(value, (bool, int, float)) else HIDDEN
 
 
 def choice(*allowed: object) -> Rule:
@@ -175,5 +190,5 @@ NAMES = Rule(_names, "a list or tuple of names (a single name needs the brackets
 TAGS = Rule(_tags, 'a list or tuple of templates such as ["user:{user_id}"], or a callable over the arguments')
 VERSION = Rule(_version, "text or a whole number")
 NAMESPACE = Rule(_namespace, "1 to 64 letters, digits or any of _ . : / -")
-URL = Rule(_url, "redis://host:port/db, rediss://host:port/db or unix:///path/to.sock?db=0", _without_password)
-SIGNING_KEYS = Rule(_signing_keys, "text or bytes of at least 16 bytes, or a list of such", lambda _: "(hidden)")
+URL = Rule(_url, "redis://host:port/db, rediss://host:port/db or unix:///path/to.sock?db=0", without_secrets)
+SIGNING_KEYS = Rule(_signing_keys, "text or bytes of at least 16 bytes, or a list of such", lambda _: HIDDEN)

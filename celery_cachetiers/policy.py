@@ -14,13 +14,13 @@ from typing import Any
 
 from celery_cachetiers import options as rules
 from celery_cachetiers.errors import ConfigurationError
-from celery_cachetiers.options import Rule
+from celery_cachetiers.options import Rule, plain_only
 
 PREFIX = "cachetiers_"
 
 
-def _field(default: Any, rule: Rule, doc: str, *, setting: str | None = None) -> Any:
-    return dataclasses.field(default=default, metadata={"rule": rule, "doc": doc, "setting": setting})
+def _field(default: Any, rule: Rule, doc: str, *, setting: str | None = None, secret: bool = False) -> Any:
+    return dataclasses.field(default=default, repr=not secret, metadata={"rule": rule, "doc": doc, "setting": setting})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,10 @@ class Settings:
 
     enabled: bool = _field(True, rules.BOOL, "off switch; the environment's ``CACHETIERS_ENABLED=0`` wins")
     url: str | None = _field(
-        None, rules.optional(rules.URL), "L2; by default the result backend's Redis, else L1 only, said once"
+        None,
+        rules.optional(rules.URL),
+        "L2; by default the result backend's Redis, else L1 only, said once",
+        secret=True,
     )
     namespace: str = _field("cachetiers", rules.NAMESPACE, "prefix of every key and channel")
     ttl: float = _field(300.0, rules.POSITIVE, "seconds a value is fresh")
@@ -47,6 +50,7 @@ class Settings:
         (),
         rules.SIGNING_KEYS,
         "key (or list of keys: the first signs, all verify) that entries are signed with",
+        secret=True,
     )
     lease_ttl: float = _field(10.0, rules.LEASE, "seconds a dead leader blocks its key at most")
     wait_limit: float = _field(300.0, rules.POSITIVE, "seconds a follower waits before one takes over")
@@ -68,7 +72,7 @@ class Settings:
         _refuse_unbuilt(given, cls.NOT_BUILT, where, PREFIX)
         for name in given:
             if name not in fields:
-                raise ConfigurationError(PREFIX + name, given[name], _unknown(name, fields, PREFIX), where)
+                raise ConfigurationError(PREFIX + name, plain_only(given[name]), _unknown(name, fields, PREFIX), where)
         checked = {
             name: fields[name].metadata["rule"].check(PREFIX + name, value, where) for name, value in given.items()
         }
@@ -196,4 +200,4 @@ def _refuse_unbuilt(given: Mapping[str, object], unbuilt: frozenset[str], where:
     for name in given:
         if name in unbuilt:
             allowed = "this version does not have the feature yet; leave it out"
-            raise ConfigurationError(prefix + name, given[name], allowed, where)
+            raise ConfigurationError(prefix + name, plain_only(given[name]) if prefix else given[name], allowed, where)

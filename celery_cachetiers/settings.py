@@ -23,20 +23,18 @@ def settings_of(app: Celery) -> Settings:
         ConfigurationError: For a bad value or a misspelt ``cachetiers_*`` name.
     """
     where = f"app {app.main!r}" if app.main else "the app"
-    given: dict[str, object] = {}
-    for name in _names_in(app):
-        given[name] = app.conf[PREFIX + name]
+    given = {name: app.conf[key] for name, key in _names_in(app).items()}
     settings = Settings.resolve(given, where)
     return dataclasses.replace(settings, enabled=settings.enabled and not _switched_off())
 
 
-def _names_in(app: Celery) -> set[str]:
-    """What follows the prefix in every setting that begins with it, in whichever case it was written."""
-    found = set()
+def _names_in(app: Celery) -> dict[str, str]:
+    """What follows the prefix in every setting that begins with it, and the setting as it was written."""
+    found = {}
     for key in app.conf:
         before, prefix, name = str(key).lower().partition(PREFIX)
         if prefix and before in ("", "celery_", (getattr(app, "namespace", None) or "").lower() + "_"):
-            found.add(name)
+            found[name] = str(key)
     return found
 
 

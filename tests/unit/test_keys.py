@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal, localcontext
-from enum import Enum, Flag, IntEnum, auto
+from enum import Enum, Flag, IntEnum, IntFlag, auto
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -282,7 +282,15 @@ class Text(str):
     """Text with an attribute."""
 
 
+class Bits(IntFlag):
+    ONE = 1
+
+
 class Numbers(set[int]):
+    pass
+
+
+class Listed(list[int]):
     pass
 
 
@@ -330,18 +338,19 @@ class Summer(tzinfo):
         return timedelta(hours=2)
 
 
-def text_with(**attributes: object) -> Text:
-    text = Text("x")
-    text.__dict__.update(attributes)
-    return text
+def having(value: Any, **attributes: object) -> Any:
+    """The value with these attributes."""
+    value.__dict__.update(attributes)
+    return value
 
 
 NOON = datetime(2026, 11, 23, 12)
 DISTINCT: list[Any] = [
-    [1, 2], (1, 2), Pair(1, 2), {1, 2}, frozenset({1, 2}), Numbers({1, 2}), {1: 2}, {"1": 2}, {True: 2}, {1.0: 2},
+    [1, 2], (1, 2), Pair(1, 2), {1, 2}, frozenset({1, 2}), Numbers({1, 2}), having(Numbers({1, 2}), unit="m"), Listed([1]),
+    Listed([2]), {1: 2}, {"1": 2}, {True: 2}, {1.0: 2},
     OrderedDict({1: 2}), defaultdict(int, {1: 2}), defaultdict(list, {1: 2}), Counter({1: 2}), range(1, 2),
-    "x", Text("x"), text_with(lang="en"), text_with(lang="de"), b"x", bytearray(b"x"),
-    Colour.RED, "red", Level.LOW, 1, Name.ANN, "ann", Rights.READ, Rights.READ | Rights.WRITE, Rights(0),
+    "x", Text("x"), having(Text("x"), lang="en"), having(Text("x"), lang="de"), b"x", bytearray(b"x"),
+    Colour.RED, "red", Level.LOW, 1, Name.ANN, "ann", Rights.READ, Rights.READ | Rights.WRITE, Rights(0), Bits(1), Bits(8), Bits(16),
     NOON, NOON.replace(fold=1), NOON.replace(tzinfo=UTC), NOON.replace(tzinfo=timezone(timedelta(0), "Z")),
     NOON.replace(tzinfo=BERLIN), NOON.replace(tzinfo=timezone(timedelta(hours=1))), NOON.replace(tzinfo=Summer()),
     NOON.date(), NOON.time(), NOON.time().replace(tzinfo=UTC), NOON.isoformat(), timedelta(1), timedelta(0, 1),
@@ -397,6 +406,14 @@ def test_a_set_has_one_key_whatever_the_order_of_its_elements() -> None:
     value = {"a", "b", "c", 1, None, (1, "a"), frozenset({"x", "y"})}
 
     assert digest(value) == "5e42ac11e33decc3b9c0194cb7f8e093"
+
+
+@pytest.mark.parametrize("kind", [set, frozenset, Numbers])
+def test_elements_that_a_set_holds_in_another_order_are_the_same_set(kind: type) -> None:
+    one, other = kind([0, 8]), kind([8, 0])
+    assert list(one) != list(other), "they share a slot of the hash table, so the first one comes first"
+
+    assert digest(one) == digest(other)
 
 
 @contextmanager

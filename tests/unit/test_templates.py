@@ -148,6 +148,12 @@ def test_a_template_that_cannot_be_used_is_refused_where_it_is_defined(
     assert (refusal.value.option, refusal.value.value) == ("tags", text)
 
 
+@pytest.mark.parametrize("text", ["{}", "{0}", "user:{.id}"])
+def test_a_positional_field_is_refused_in_words_of_its_own(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="begins with the name of an argument"):
+        TagTemplate.parse(text, NAMES, open_ended=True)
+
+
 def test_a_refusal_names_the_arguments_there_are() -> None:
     with pytest.raises(ConfigurationError, match="'user' is not among the task's arguments \\(user_id, order"):
         TagTemplate.parse("{user}", NAMES, open_ended=False)
