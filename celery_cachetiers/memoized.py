@@ -40,6 +40,7 @@ class Memoized:
         self.keys = key_maker(self.name, self.binder, task.serializer, self.policy)
         self._own_tags = compile_tags(self.policy.tags, self.binder.names, self.binder.var_keyword is not None)
         self._implicit = (namespace_tag(), task_tag(self.name))
+        self._takes_models = getattr(task, "_dump_pydantic_arguments", None) is not None
         self._told: set[str] = set()
         self.answers_at_publish = self.policy.publish_hits and not _overrides_handlers(task)
 
@@ -81,8 +82,22 @@ class Memoized:
             logger.warning("celery-cachetiers: %s runs uncached because of %r: %s", self.name, argument, error)
 
     def _tags(self, values: tuple[Any, ...]) -> tuple[str, ...]:
-        own = self._own_tags(self.binder.arguments(values))
+        arguments = self.binder.arguments(values)
+        if self._takes_models:
+            arguments = {name: _Model(value) if type(value) is dict else value for name, value in arguments.items()}
+        own = self._own_tags(arguments)
         return (*self._implicit, *map(escape_tag, own)) if own else self._implicit
+
+
+class _Model(dict[str, Any]):
+    """A pydantic model as the worker has it, dumped: its fields can be reached by either spelling in a template."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            value = self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+        return _Model(value) if type(value) is dict else value
 
 
 def key_maker(name: str, binder: Any, serializer: str, policy: Policy) -> KeyMaker:

@@ -346,11 +346,12 @@ def having(value: Any, **attributes: object) -> Any:
 
 NOON = datetime(2026, 11, 23, 12)
 DISTINCT: list[Any] = [
-    [1, 2], (1, 2), Pair(1, 2), {1, 2}, frozenset({1, 2}), Numbers({1, 2}), having(Numbers({1, 2}), unit="m"), Listed([1]),
-    Listed([2]), {1: 2}, {"1": 2}, {True: 2}, {1.0: 2},
+    [1, 2], (1, 2), Pair(1, 2), {1, 2}, frozenset({1, 2}), Numbers({1, 2}), having(Numbers({1, 2}), unit="m"),
+    Listed([1]), Listed([2]), {1: 2}, {"1": 2}, {True: 2}, {1.0: 2},
     OrderedDict({1: 2}), defaultdict(int, {1: 2}), defaultdict(list, {1: 2}), Counter({1: 2}), range(1, 2),
     "x", Text("x"), having(Text("x"), lang="en"), having(Text("x"), lang="de"), b"x", bytearray(b"x"),
-    Colour.RED, "red", Level.LOW, 1, Name.ANN, "ann", Rights.READ, Rights.READ | Rights.WRITE, Rights(0), Bits(1), Bits(8), Bits(16),
+    Colour.RED, "red", Level.LOW, 1, Name.ANN, "ann", Rights.READ, Rights.READ | Rights.WRITE, Rights(0),
+    Bits(1), Bits(8), Bits(16),
     NOON, NOON.replace(fold=1), NOON.replace(tzinfo=UTC), NOON.replace(tzinfo=timezone(timedelta(0), "Z")),
     NOON.replace(tzinfo=BERLIN), NOON.replace(tzinfo=timezone(timedelta(hours=1))), NOON.replace(tzinfo=Summer()),
     NOON.date(), NOON.time(), NOON.time().replace(tzinfo=UTC), NOON.isoformat(), timedelta(1), timedelta(0, 1),
