@@ -21,11 +21,11 @@ demo: $(VENV)/demo.stamp need-redis ## run the storefront: a worker, a beat and 
 
 test: $(VENV)/test.stamp need-redis ## unit, conformance and integration tests, and the doctests of the package
 	$(BIN)/python -m pytest -m "not slow" $(TESTS) $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -q --doctest-modules celery_cachetiers
+	$(BIN)/python -m pytest -q --doctest-modules celery_cachetiers --ignore celery_cachetiers/testing/fixtures.py
 
 test-full: $(VENV)/test.stamp need-redis ## all tests, the slow ones and the stress tests too
 	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -q --doctest-modules celery_cachetiers
+	$(BIN)/python -m pytest -q --doctest-modules celery_cachetiers --ignore celery_cachetiers/testing/fixtures.py
 
 lint: $(VENV)/dev.stamp ## ruff: rules and format
 	$(BIN)/python -m ruff check .

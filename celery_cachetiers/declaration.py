@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from celery_cachetiers.binder import compile_binder
+from celery_cachetiers.dialects import Dialect
 from celery_cachetiers.errors import ConfigurationError
-from celery_cachetiers.keys import Dialect, KeyMaker, compile_binder
+from celery_cachetiers.keys import KeyMaker
 from celery_cachetiers.policy import Policy, near_miss
 from celery_cachetiers.templates import compile_tags
 

@@ -9,10 +9,12 @@ from typing import Any
 from celery import Task
 
 from celery_cachetiers.app import CacheTiers
+from celery_cachetiers.binder import compile_binder
 from celery_cachetiers.call import Call, Memo
+from celery_cachetiers.dialects import dialect_of
 from celery_cachetiers.errors import UncacheableArgument
 from celery_cachetiers.events import Event
-from celery_cachetiers.keys import KeyMaker, compile_binder, dialect_of
+from celery_cachetiers.keys import KeyMaker
 from celery_cachetiers.policy import Policy
 from celery_cachetiers.templates import compile_tags, escape_tag, namespace_tag, task_tag
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
+from celery_cachetiers.dialects import bare, only_scalars
 from celery_cachetiers.errors import ConfigurationError, TagError
-from celery_cachetiers.keys import bare, only_scalars
 
 MAX_LENGTH: Final = 512
 

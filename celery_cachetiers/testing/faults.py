@@ -27,13 +27,13 @@ class Gate:
         self._name = name
         self._reached, self._opened = threading.Event(), threading.Event()
 
-    def pass_through(self, timeout: float = 30.0) -> None:
+    def pass_through(self, timeout: float = 10.0) -> None:
         """Stops here until the gate is open. Raises `TimeoutError`, so that a broken test ends."""
         self._reached.set()
         if not self._opened.wait(timeout):
             raise TimeoutError(f"nobody opened {self!r} within {timeout} s")
 
-    def wait_reached(self, timeout: float = 30.0) -> None:
+    def wait_reached(self, timeout: float = 10.0) -> None:
         """Returns when somebody has come to the gate. Raises `TimeoutError`."""
         if not self._reached.wait(timeout):
             raise TimeoutError(f"nobody came to {self!r} within {timeout} s")

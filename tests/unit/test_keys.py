@@ -24,8 +24,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from celery_cachetiers.binder import Binder, compile_binder
+from celery_cachetiers.canonical import canonical
+from celery_cachetiers.dialects import Dialect, bare, dialect_of
 from celery_cachetiers.errors import ConfigurationError, UncacheableArgument
-from celery_cachetiers.keys import Binder, Dialect, KeyMaker, bare, canonical, compile_binder, dialect_of
+from celery_cachetiers.keys import KeyMaker
 
 EVERY_DIALECT = list(Dialect)
 BERLIN = ZoneInfo("Europe/Berlin")

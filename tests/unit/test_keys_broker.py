@@ -26,8 +26,11 @@ from hypothesis import strategies as st
 from kombu.exceptions import DecodeError, EncodeError
 from kombu.serialization import dumps, loads
 
+from celery_cachetiers.binder import compile_binder
+from celery_cachetiers.canonical import canonical
+from celery_cachetiers.dialects import Dialect, dialect_of
 from celery_cachetiers.errors import UncacheableArgument
-from celery_cachetiers.keys import Dialect, KeyMaker, canonical, compile_binder, dialect_of
+from celery_cachetiers.keys import KeyMaker
 
 ACCEPT = {"application/json", "application/x-python-serialize", "application/x-yaml", "application/x-msgpack"}
 SERIALIZERS = ["json", "msgpack", "yaml", "pickle"]
