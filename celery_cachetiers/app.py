@@ -48,9 +48,9 @@ class CacheTiers:
     events: Events
     counters: Counters
     clock: Clock
-    suspended: bool
+    suspended: bool = False
     """True makes every task run as if uncached; for tests."""
-    in_memory: bool
+    in_memory: bool = False
     """True leaves Redis out at the next `reset`; for tests."""
     tasks: weakref.WeakSet[Any]
     _settings: Settings | None
@@ -69,7 +69,6 @@ class CacheTiers:
         self.events, self.counters = Events(), Counters()
         self.events.subscribe(self.counters)
         self.events.subscribe(log, *_LINES)
-        self.suspended = self.in_memory = False
         self.tasks = weakref.WeakSet()
         self._lock = threading.RLock()
         self._settings, self._cache = None, None
