@@ -6,14 +6,13 @@ Every fault of L2 ends here: a read goes on without it, and the task's own excep
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from celery_cachetiers.attempt import ANY_HOLDER, Attempt
 from celery_cachetiers.call import Call
-from celery_cachetiers.clock import Clock
+from celery_cachetiers.clock import Clock, chance
 from celery_cachetiers.decisions import (
     Action,
     Freshness,
@@ -166,7 +165,7 @@ class TieredCache:
         Costs: 1 round trip.
         """
         policy = call.memo.policy
-        times = times_of(policy, policy.ttl if ttl is None else ttl, self._clock.time(), 0.0, random.random())
+        times = times_of(policy, policy.ttl if ttl is None else ttl, self._clock.time(), 0.0, chance.random())
         body = call.memo.codec.encode(value, times, call.tags, call.digest)
         hard_ttl = times.expires_at - times.computed_at
         try:
@@ -374,7 +373,8 @@ class TieredCache:
             return Reading(value, copy, stale=True, refresh=True)
         if mark is not None:
             self._leader.keep(call, value, raw.header.times, mark, raw.stamp)
-        due = refresh_is_due(raw.header.times, policy, now, 1.0 - random.random())
+        draw = 1.0 if policy.beta is None else 1.0 - chance.random()
+        due = refresh_is_due(raw.header.times, policy, now, draw)
         return Reading(value, copy, refresh=due)
 
     def _answer(

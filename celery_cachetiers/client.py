@@ -163,12 +163,8 @@ class RedisClient:
         run_id = connection.run_id
         connection._sock.begin(self._timeout)
         try:
-            if len(builds) == 1:
-                connection.send_command(*builds[0](run_id))
-                answers = [_answer(connection)]
-            else:
-                connection.send_packed_command(connection.pack_commands([build(run_id) for build in builds]))
-                answers = [_answer(connection) for _ in builds]
+            connection.send_packed_command([b"".join([_packed(build(run_id)) for build in builds])])
+            answers = [_answer(connection) for _ in builds]
         except BaseException:
             connection.disconnect()
             raise
@@ -185,6 +181,15 @@ class RedisClient:
     def close(self) -> None:
         """Closes the idle connections; the client can be used again."""
         self._drop_idle()
+
+
+def _packed(command: Command) -> bytes:
+    """A command as it is sent; redis-py's own packing is the largest part of an L2 hit that is not the network."""
+    parts = [b"*%d\r\n" % len(command)]
+    for argument in command:
+        data = argument if type(argument) is bytes else str(argument).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    return b"".join(parts)
 
 
 class BoundedSocket:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import time as _time
-from typing import Protocol
+from typing import Final, Protocol
+
+chance: Final = random.SystemRandom()
+"""The library's own source of chance: has no state, so neither a fork nor a user's seed touches it, nor it theirs."""
 
 
 class Clock(Protocol):

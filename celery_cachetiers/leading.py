@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from celery_cachetiers.call import Call
-from celery_cachetiers.clock import Clock
+from celery_cachetiers.clock import Clock, chance
 from celery_cachetiers.decisions import refresh_ahead_at, times_of
 from celery_cachetiers.entry import NONCE_BYTES, Times, unpack
 from celery_cachetiers.errors import TierUnavailable, UnusableEntry
@@ -138,7 +137,7 @@ class Leader:
         seconds = self._clock.monotonic() - began
         self._events.emit(Event.COMPUTED, call.memo.task, seconds=seconds)
         ttl = self._ttl(call, value)
-        draw = random.random()
+        draw = chance.random()
         times = times_of(call.memo.policy, ttl or call.memo.policy.ttl, computed_at, seconds, draw)
         codec = call.memo.codec
         try:
@@ -167,7 +166,8 @@ class Leader:
     ) -> int | None:
         """What the store answered; ``None`` if it could not be asked."""
         body, hard_ttl = computed.body or b"", computed.times.expires_at - computed.times.computed_at
-        request = replace(request, keep_for=max(request.keep_for, hard_ttl + request.lease_ttl))
+        if hard_ttl + request.lease_ttl > request.keep_for:  # a ttl_from longer than the task's
+            request = replace(request, keep_for=hard_ttl + request.lease_ttl)
         try:
             outcome = store.commit(request, body, hard_ttl, announce=announce)
         except TierUnavailable as error:

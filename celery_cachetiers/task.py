@@ -123,7 +123,8 @@ class CachedTaskMixin(OnCommitMixin):
         Costs: a hit in L1 nothing, a hit in L2 1 round trip to it, a miss that round trip and the message.
         """
         headers = dict(options.get("headers") or {})
-        mode = _checked_mode(cache_mode) if cache_mode is not None else _mode_in(headers)
+        given = cache_mode if cache_mode is not None else headers.get(MODE_HEADER, "use")
+        mode = _checked_mode(given, *([REVALIDATE] if cache_mode is None else []))
         if mode != "use" or MODE_HEADER in headers:
             headers[MODE_HEADER] = mode
         send = partial(super().apply_async, args, kwargs)  # type: ignore[misc]
@@ -249,17 +250,13 @@ def _is_idle(stack: Any) -> bool:
 
 
 def _mode_of(request: Context) -> str:
-    return _mode_in(request.headers or {})
-
-
-def _mode_in(headers: Mapping[str, Any]) -> str:
     """The mode that a message carries; one that is unknown here, as of a later version, is none."""
-    mode = headers.get(MODE_HEADER, "use")
+    mode = (request.headers or {}).get(MODE_HEADER, "use")
     return mode if mode in (*MODES, REVALIDATE) else "use"
 
 
-def _checked_mode(mode: object) -> str:
-    if mode not in MODES:
+def _checked_mode(mode: object, *more: str) -> str:
+    if mode not in (*MODES, *more):
         raise ConfigurationError("cache_mode", mode, "one of " + ", ".join(map(repr, MODES)))
     return str(mode)
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import random
 import threading
 from contextlib import suppress
 from typing import Any, Final
 
 from celery_cachetiers.client import RedisClient
-from celery_cachetiers.clock import Clock
+from celery_cachetiers.clock import Clock, chance
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.ports import Listener
 from celery_cachetiers.tiers.layout import Layout
@@ -85,7 +84,7 @@ class RedisBackplane:
                 delay = RECONNECT_FROM
                 self._connected.clear()
                 self._listener.gap()
-            self._closed.wait(delay * random.uniform(0.5, 1.0))
+            self._closed.wait(delay * chance.uniform(0.5, 1.0))
             delay = min(2 * delay, RECONNECT_TO)
 
     def _listen(self) -> None:

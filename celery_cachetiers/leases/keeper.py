@@ -19,7 +19,8 @@ logger = logging.getLogger("celery_cachetiers")
 
 
 IDLE = 60.0
-"""Seconds between two looks while there is nothing to renew; a new lease ends the wait."""
+"""Seconds between two looks before there was a first lease; then a third of the shortest lease TTL, so that a lease
+that is kept for a moment wakes nobody."""
 
 
 @dataclass(slots=True, eq=False)
@@ -48,6 +49,7 @@ class Keeper:
         self._kept: dict[str, _Kept] = {}
         self._thread: threading.Thread | None = None
         self._looks_at = float("inf")
+        self._interval = IDLE
         self._closed = False
 
     @contextmanager
@@ -55,6 +57,7 @@ class Keeper:
         """Keeps a lease alive until the block ends."""
         kept = _Kept(request, self._monotonic() + request.lease_ttl / 3)
         with self._changed:
+            self._interval = min(self._interval, request.lease_ttl / 3)
             self._kept[request.token] = kept
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._run, daemon=True, name="cachetiers-keeper")
@@ -82,7 +85,7 @@ class Keeper:
                 if self._closed:
                     return
                 now = self._monotonic()
-                soonest = min((kept.due for kept in self._kept.values()), default=now + IDLE)
+                soonest = min((kept.due for kept in self._kept.values()), default=now + self._interval)
                 self._looks_at = soonest
                 if soonest > now:
                     self._changed.wait(soonest - now)

@@ -21,7 +21,7 @@ def app() -> Iterator[Celery]:
 def test_a_task_that_says_nothing_of_caching_is_not_cached(app: Celery) -> None:
     ran = []
 
-    @app.task
+    @app.task(shared=False)
     def plain(number: int) -> int:
         ran.append(number)
         return number
@@ -34,7 +34,7 @@ def test_a_task_that_says_nothing_of_caching_is_not_cached(app: Celery) -> None:
 def test_a_task_that_sets_one_option_is_cached(app: Celery) -> None:
     ran = []
 
-    @app.task(ttl=60)
+    @app.task(shared=False, ttl=60)
     def cached(number: int) -> int:
         ran.append(number)
         return number
@@ -54,7 +54,7 @@ def test_celerys_own_tasks_are_not_cached(app: Celery) -> None:
 def test_to_invalidate_is_never_answered_from_the_cache(app: Celery) -> None:
     ran = []
 
-    @app.task(ttl=60, tags=["n:{number}"])
+    @app.task(shared=False, ttl=60, tags=["n:{number}"])
     def cached(number: int) -> int:
         ran.append(number)
         return number
@@ -67,7 +67,7 @@ def test_to_invalidate_is_never_answered_from_the_cache(app: Celery) -> None:
 
 
 def test_a_bad_option_is_refused_there_too(app: Celery) -> None:
-    @app.task(ttl="5m")
+    @app.task(shared=False, ttl="5m")
     def lazily_bound() -> None: ...
 
     with pytest.raises(ConfigurationError, match="ttl='5m'"):

@@ -24,7 +24,7 @@ def assert_cached_and_invalidated(app: Celery) -> None:
     """One compute for two calls past L1, and another after an invalidation: nothing of that works without Redis."""
     ran = []
 
-    @app.task(base=CachedTask, l1=False, tags=["user:{user_id}"])
+    @app.task(base=CachedTask, shared=False, l1=False, tags=["user:{user_id}"])
     def profile(user_id: int) -> dict[str, int]:
         ran.append(user_id)
         return {"id": user_id}
@@ -107,7 +107,7 @@ def test_a_certificate_that_nobody_vouches_for_costs_the_cache_and_not_the_task(
     )
     app = app_at(f"rediss://127.0.0.1:{tls_port}/0", namespace)
 
-    @app.task(base=CachedTask, l1=False)
+    @app.task(base=CachedTask, shared=False, l1=False)
     def double(number: int) -> int:
         return 2 * number
 

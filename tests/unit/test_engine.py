@@ -502,16 +502,23 @@ def test_a_compute_that_an_invalidation_overtakes_gives_its_caller_the_value_and
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_who_joins_a_compute_after_an_invalidation_is_not_given_its_value(here: InMemoryProcess, way: str) -> None:
+@pytest.mark.parametrize("announcement", ["ours", "arrives", "is late"])
+def test_who_joins_a_compute_after_an_invalidation_is_not_given_its_value(
+    here: InMemoryProcess, there: InMemoryProcess, way: str, announcement: str
+) -> None:
     gate = Gate()
     leader = Thread(lambda: here.get(here.call("a", tags=["user:1"]), Body("old", gate=gate)))
     gate.wait_reached()
     here.clock.advance(0.001)
-    invalidations(here, here.call("a"))[way]()
+    if announcement == "is late":
+        here.memory.detach()
+    other = here if announcement == "ours" else there
+    invalidations(other, other.call("a"))[way]()
     here.clock.advance(0.001)
     newcomer = Body("new")
     late = Thread(lambda: here.get(here.call("a", tags=["user:1"]), newcomer))
     eventually(lambda: here.store.calls["read"] == 2)
+    here.clock.advance(0.001)
     gate.open()
 
     assert leader.result() == "old"
@@ -552,6 +559,23 @@ def test_a_value_read_before_an_announcement_is_not_kept_in_l1_after_it(
 
     assert here.cache.recall(call) is MISSING
     assert here.cache.look(call) is None
+
+
+def test_a_value_that_was_stored_before_an_announcement_is_not_kept_in_l1_after_it(
+    here: InMemoryProcess, there: InMemoryProcess
+) -> None:
+    commit = here.memory.commit
+
+    def commit_slowly(*asked: Any, **how: Any) -> int:
+        outcome = commit(*asked, **how)
+        there.cache.invalidate(["user:1"])
+        return outcome
+
+    here.memory.commit = commit_slowly  # type: ignore[method-assign]  # the instant after the commit
+    here.get(here.call("a", tags=["user:1"]), Body("old"))
+
+    assert here.tally.stores == 1
+    assert here.cache.recall(here.call("a", tags=["user:1"])) is MISSING
 
 
 @pytest.mark.parametrize("write", ["invalidate", "clear", "invalidate_key", "put"])

@@ -145,6 +145,7 @@ def test_a_failed_leader_then_a_newcomer_never_gives_two_computes_at_once() -> N
     for _ in range(200):
         flights, computes = Flights(), Computes()
         failing, retried, arrived = Gate("the leader fails"), Gate("the next compute"), threading.Semaphore(0)
+        joins: list[bool] = []
 
         def call(
             fails: bool,
@@ -153,9 +154,11 @@ def test_a_failed_leader_then_a_newcomer_never_gives_two_computes_at_once() -> N
             failing: Gate = failing,
             retried: Gate = retried,
             arrived: threading.Semaphore = arrived,
+            joins: list[bool] = joins,
         ) -> None:
             while True:
                 flight, leads = flights.join("a", MARK)
+                joins.append(leads)
                 arrived.release()
                 if not leads:
                     flight.done.wait(10)
@@ -191,6 +194,8 @@ def test_a_failed_leader_then_a_newcomer_never_gives_two_computes_at_once() -> N
 
         assert computes.most == 1
         assert computes.total == 2
+        # Once each, and the three followers once more: nobody met the flight that had ended again and again.
+        assert sorted(joins) == [False] * 8 + [True] * 2
 
 
 def test_a_forked_child_has_no_flights_and_a_lock_of_its_own() -> None:
