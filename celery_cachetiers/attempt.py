@@ -33,6 +33,7 @@ class Attempt:
         take_over: Token of the leader that it waits for no longer, or `ANY_HOLDER`.
         waited: It has waited for a leader: what it finds then was computed for it.
         rejected: Bytes of an entry that could not be used, not to be offered again.
+        unsure: A request for the lease had no answer: it may have been granted.
         stale: A stale value in hand, for the case that somebody else computes.
     """
 
@@ -47,11 +48,17 @@ class Attempt:
     take_over: str = ""
     waited: bool = False
     rejected: bytes | None = None
+    unsure: bool = False
     stale: object = MISSING
     nonce: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def __post_init__(self) -> None:
         self.began = self.arrived
+
+    @property
+    def token(self) -> str:
+        """Names this attempt."""
+        return f"{self.claim}:{self.nonce}"
 
     def request(self, now: float) -> LeaseRequest:
         """The request for a lease; the same token every time."""
@@ -59,7 +66,7 @@ class Attempt:
         return LeaseRequest(
             digest=call.digest,
             tags=call.tags,
-            token=f"{self.claim}:{self.nonce}",
+            token=self.token,
             lease_ttl=policy.lease_ttl,
             keep_for=policy.hard_ttl + policy.lease_ttl,
             now=None if self.refresh or self.take_over == ANY_HOLDER else now,

@@ -7,6 +7,7 @@ Every fault of L2 ends here: a read goes on without it, and the task's own excep
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -292,12 +293,17 @@ class TieredCache:
     def _descend(self, attempt: Attempt) -> tuple[object, Landing]:
         """L2, then a lease or a compute without one; what to share comes back with the value."""
         call, compute = attempt.call, attempt.compute
-        mark = self._l1.mark() if self._store is None else None
+        mark, asked = (self._l1.mark() if self._store is None else None), self._clock.monotonic()
+        if self._store is None and not attempt.refresh:
+            remembered = self._remembered(call)  # it may have come between the caller's look and its lead
+            if remembered is not None:
+                return remembered.value, Landing(remembered.copy, asked)
         lease: Lease | None = None
         try:
             found = self._resolve(attempt, self._store) if self._store is not None else None
         except TierUnavailable as error:
             self._fail_open(call, "lease", error)
+            attempt.unsure = True
             found = None
         if isinstance(found, Lease):
             lease = found
@@ -306,7 +312,10 @@ class TieredCache:
         if not attempt.refresh:
             self.events.emit(Event.MISS, call.memo.task, key=call.digest)
         if lease is None or self._store is None or self.parts.keeper is None:
-            return self._leader.alone(call, compute, mark)
+            try:
+                return self._leader.alone(call, compute, mark)
+            finally:
+                self._give_back(attempt)
         keeper = self.parts.keeper
         return self._leader.lead(call, compute, lease, self._store, keeper, announce=attempt.refresh)
 
@@ -402,6 +411,12 @@ class TieredCache:
 
     def _waiting(self, attempt: Attempt) -> Waiting:
         return attempt.waiting(self._clock.monotonic(), nested=bool(self._inside.digests))
+
+    def _give_back(self, attempt: Attempt) -> None:
+        """Frees a lease that a request whose answer was lost may have got; nobody renews it."""
+        if self._store is not None and attempt.unsure:
+            with suppress(TierUnavailable):
+                self._store.release(attempt.call.digest, attempt.token)
 
     def _is_pushed(self) -> bool:
         return self.parts.backplane is not None and self.parts.backplane.connected()

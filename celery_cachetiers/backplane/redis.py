@@ -19,6 +19,7 @@ from celery_cachetiers.client import RedisClient
 from celery_cachetiers.clock import Clock, chance
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.ports import Listener
+from celery_cachetiers.threads import started
 from celery_cachetiers.tiers.layout import Layout
 
 logger = logging.getLogger("celery_cachetiers")
@@ -52,8 +53,7 @@ class RedisBackplane:
             return
         with self._lock:
             if self._thread is None and not self._closed.is_set():
-                self._thread = threading.Thread(target=self._run, daemon=True, name="cachetiers-backplane")
-                self._thread.start()
+                self._thread = started("cachetiers-backplane", self._run)
 
     def connected(self) -> bool:
         return self._connected.is_set()

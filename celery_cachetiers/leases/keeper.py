@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from celery_cachetiers.clock import Clock
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.ports import LeaseRequest, Store
+from celery_cachetiers.threads import started
 
 logger = logging.getLogger("celery_cachetiers")
 
@@ -60,8 +61,7 @@ class Keeper:
             self._interval = min(self._interval, request.lease_ttl / 3)
             self._kept[request.token] = kept
             if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, daemon=True, name="cachetiers-keeper")
-                self._thread.start()
+                self._thread = started("cachetiers-keeper", self._run)
             if kept.due < self._looks_at:
                 self._changed.notify()
         try:

@@ -1214,6 +1214,14 @@ def test_without_l2_configured_a_stampede_computes_once(alone: InMemoryProcess) 
     assert body.calls == 1
 
 
+def test_without_l2_configured_whoever_missed_just_before_the_value_came_looks_again(alone: InMemoryProcess) -> None:
+    assert alone.cache.recall(alone.call("a")) is MISSING
+    other = Thread(lambda: alone.get(alone.call("a"), Body()))
+    assert other.result() == "value"
+
+    assert alone.cache.fetch(alone.call("a"), never) == "value"
+
+
 def test_without_l2_configured_put_refresh_and_look_work(alone: InMemoryProcess) -> None:
     call = alone.call("a")
     alone.cache.put(call, 1)
