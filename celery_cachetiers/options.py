@@ -178,8 +178,10 @@ def optional(rule: Rule) -> Rule:
 
 BOOL = Rule(_of_type(bool), "True or False")
 TEN_YEARS = 315_360_000.0
-POSITIVE = Rule(_number(0, TEN_YEARS, open_low=True), "a number above 0, at most ten years' seconds (300, not '5m')")
-NOT_NEGATIVE = Rule(_number(0, TEN_YEARS), "a number of at least 0, at most ten years' seconds")
+POSITIVE = Rule(
+    _number(0, TEN_YEARS, open_low=True), "a number above 0 (seconds are numbers: 300, not '5m'), at most ten years"
+)
+NOT_NEGATIVE = Rule(_number(0, TEN_YEARS), "a number of at least 0, at most ten years of seconds")
 FRACTION = Rule(_number(0, 1, open_low=True), "a number above 0, at most 1")
 LEASE = Rule(_number(0.1, 3600), "a number of seconds from 0.1 to 3600")
 TIMEOUT = Rule(_number(0.001, 60), "a number of seconds from 0.001 to 60")
