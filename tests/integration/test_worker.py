@@ -184,10 +184,10 @@ def _no_l1(deployment: Deployment) -> Iterator[None]:
 def _succeeded(deployment: Deployment) -> Iterator[list[str]]:
     """Ids of the tasks whose task-succeeded event has come."""
     found: list[str] = []
-    ready, over = threading.Event(), threading.Event()
+    ready, over, heard = threading.Event(), threading.Event(), threading.Event()
 
     def hear() -> None:
-        handlers = {"task-succeeded": lambda event: found.append(event["uuid"])}
+        handlers = {"task-succeeded": lambda event: found.append(event["uuid"]), "cache-probe": lambda _: heard.set()}
         with deployment.app.connection_for_read() as connection:
             receiver = deployment.app.events.Receiver(connection, handlers=handlers)
             with receiver.consumer_context() as (drained, _, _):
@@ -200,6 +200,8 @@ def _succeeded(deployment: Deployment) -> Iterator[list[str]]:
     thread.start()
     assert ready.wait(10)
     try:
+        with deployment.app.events.default_dispatcher() as dispatcher:  # it listens some time after it says so
+            wait_until(lambda: dispatcher.send("cache-probe") or heard.wait(0.1), timeout=20, message="the receiver")
         yield found
     finally:
         over.set()
