@@ -12,6 +12,7 @@ from typing import Any
 from celery import Celery, _state
 from celery.local import Proxy
 
+from celery_cachetiers.backplane.ears import Ears
 from celery_cachetiers.backplane.redis import RedisBackplane
 from celery_cachetiers.backplane.waiters import Waiters
 from celery_cachetiers.breaker import Breaker
@@ -161,7 +162,7 @@ class CacheTiers:
         breaker = Breaker(settings.breaker_window, self.clock, self._breaker_changed)
         client = RedisClient(url, settings.timeout, breaker, **options)
         layout = Layout(settings.namespace)
-        backplane = RedisBackplane(client, layout, _Ears(l1, wake_ups, self.events), self.clock)
+        backplane = RedisBackplane(client, layout, Ears(l1, wake_ups, self.events), self.clock)
         store = RedisStore(client, layout, lambda: backplane.inbox, self._unusable)
         keeper = Keeper(store, self.clock, lambda lost: self.events.emit(Event.LEASE_LOST, key=lost.digest))
         return TieredCache(Parts(l1, wake_ups, self.clock, self.events, store, backplane, keeper))
@@ -184,27 +185,6 @@ class CacheTiers:
         self.counters.reset_after_fork()
         if self._cache is not None:
             self._cache.reset_after_fork()
-
-
-class _Ears:
-    """What a message on the backplane does in this process."""
-
-    def __init__(self, l1: MemoryTier, wake_ups: Waiters, events: Events) -> None:
-        self._l1, self._wake_ups, self._events = l1, wake_ups, events
-
-    def invalidated(self, names: Sequence[str]) -> None:
-        self._l1.invalidate(names)
-
-    def woken(self, digest: str) -> None:
-        self._wake_ups.wake(digest)
-
-    def heard(self, trusted_until: float) -> None:
-        self._l1.trusted_until = trusted_until
-
-    def gap(self) -> None:
-        self._l1.distrust()
-        self._wake_ups.wake_all()
-        self._events.emit(Event.GAP)
 
 
 _LINES: dict[Event, tuple[int, str]] = {

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any
 
+from celery_cachetiers.backplane.ears import Ears
 from celery_cachetiers.backplane.waiters import Waiters
 from celery_cachetiers.cache import Parts, TieredCache
 from celery_cachetiers.call import Call, Memo
@@ -62,30 +63,6 @@ class ManualKeeper:
         self.kept = []
 
 
-class Ears:
-    """What the backplane's messages do to L1 and to those who wait: the same as in an app."""
-
-    def __init__(self, l1: MemoryTier, wake_ups: Waiters) -> None:
-        self._l1, self._wake_ups = l1, wake_ups
-
-    def invalidated(self, names: Sequence[str]) -> None:
-        """Makes misses of the names' L1 copies."""
-        self._l1.invalidate(names)
-
-    def woken(self, digest: str) -> None:
-        """Wakes the key's waiters."""
-        self._wake_ups.wake(digest)
-
-    def heard(self, trusted_until: float) -> None:
-        """L1 may be trusted until then."""
-        self._l1.trusted_until = trusted_until
-
-    def gap(self) -> None:
-        """L1 may not be trusted, and waiters look again."""
-        self._l1.distrust()
-        self._wake_ups.wake_all()
-
-
 class InMemoryProcess:
     """What one worker or web process has of the library, without Redis and without Celery.
 
@@ -126,10 +103,10 @@ class InMemoryProcess:
         self.store = FaultyStore(self.memory)
         self.l1 = MemoryTier(maxsize, max_bytes, self.clock, trusted=l1_only)
         self.wake_ups = Waiters() if wake_ups is None else wake_ups
-        self.backplane = MemoryBackplane(self.memory, Ears(self.l1, self.wake_ups))
+        events = Events()
+        self.backplane = MemoryBackplane(self.memory, Ears(self.l1, self.wake_ups, events))
         self.keeper = ManualKeeper(self.store)
         self.counters, self.events = Counters(), list[tuple[Event, dict[str, object]]]()
-        events = Events()
         events.subscribe(self.counters)
         events.subscribe(lambda event, task, details: self.events.append((event, details)))
         parts = Parts(self.l1, self.wake_ups, self.clock, events)

@@ -1,0 +1,34 @@
+"""What a message on the backplane does in this process: to its L1, and to those who wait."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from celery_cachetiers.backplane.waiters import Waiters
+from celery_cachetiers.events import Event, Events
+from celery_cachetiers.tiers.memory import MemoryTier
+
+
+class Ears:
+    """The listener of a process, called in the backplane's thread."""
+
+    def __init__(self, l1: MemoryTier, wake_ups: Waiters, events: Events) -> None:
+        self._l1, self._wake_ups, self._events = l1, wake_ups, events
+
+    def invalidated(self, names: Sequence[str]) -> None:
+        """Makes misses of the names' L1 copies."""
+        self._l1.invalidate(names)
+
+    def woken(self, digest: str) -> None:
+        """Wakes the key's waiters."""
+        self._wake_ups.wake(digest)
+
+    def heard(self, trusted_until: float) -> None:
+        """L1 may be trusted until then."""
+        self._l1.trusted_until = trusted_until
+
+    def gap(self) -> None:
+        """L1 may not be trusted, and waiters look again."""
+        self._l1.distrust()
+        self._wake_ups.wake_all()
+        self._events.emit(Event.GAP)
