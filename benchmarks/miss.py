@@ -24,6 +24,7 @@ from benchmarks.server import Server, redis_server
 from benchmarks.subjects import TTL, check, connect, extension, memoized, profile, tagged
 from benchmarks.table import number
 from benchmarks.timing import Absent, Contender, race, show
+from celery_cachetiers.attempt import Terms
 
 COUNTED = 40
 Make = Callable[[str], Caller]
@@ -82,7 +83,7 @@ def _looked(url: str) -> Caller:
     made = task._memoized
 
     def cached(each: int) -> Any:
-        return made.cache.fetch(made.call((each,), {}), partial(profile, each), looked=True)
+        return made.cache.fetch(made.call((each,), {}), partial(profile, each), Terms(looked=True))
 
     def close() -> None:
         check(task)

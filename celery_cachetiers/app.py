@@ -16,7 +16,7 @@ from celery_cachetiers.backplane.ears import Ears
 from celery_cachetiers.backplane.redis import RedisBackplane
 from celery_cachetiers.backplane.waiters import Waiters
 from celery_cachetiers.breaker import Breaker
-from celery_cachetiers.cache import Parts, TieredCache
+from celery_cachetiers.cache import TieredCache
 from celery_cachetiers.client import RedisClient
 from celery_cachetiers.clock import Clock, SystemClock
 from celery_cachetiers.codec import Codec
@@ -24,6 +24,7 @@ from celery_cachetiers.errors import ConfigurationError
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.leases.keeper import Keeper
 from celery_cachetiers.metrics.tally import Counters
+from celery_cachetiers.parts import Parts
 from celery_cachetiers.policy import Policy, Settings
 from celery_cachetiers.settings import backend_redis, settings_of
 from celery_cachetiers.templates import checked_tag, escape_tag
@@ -75,6 +76,7 @@ class CacheTiers:
         self._settings, self._cache = None, None
         app._cachetiers = self  # type: ignore[attr-defined]  # lives and dies with its app
         _installed.add(self)
+        app.steps["consumer"].add("celery_cachetiers.waiting_room:WaitingRoom")
         from celery_cachetiers.tasks import register
 
         register(app)

@@ -28,6 +28,11 @@ class Breaker:
         self._lock = threading.Lock()
         self._open_until: float | None = None
 
+    @property
+    def closed(self) -> bool:
+        """Whether the server has answered last; asks for no probe."""
+        return self._open_until is None
+
     def allows(self) -> bool:
         """Whether to try now. While open, true for one caller per window: the probe."""
         if self._open_until is None:

@@ -7,8 +7,21 @@ from dataclasses import dataclass, field
 
 from celery_cachetiers.metrics.tally import Tally
 from celery_cachetiers.policy import Policy
-from celery_cachetiers.ports import Codec
+from celery_cachetiers.ports import Codec, Failures
 from celery_cachetiers.templates import key_tag
+
+
+class Unshared:
+    """The `Failures` of a body whose exceptions mean nothing but themselves: none is shared, none asks for a retry."""
+
+    def retry_in(self, error: BaseException) -> float | None:
+        return None
+
+    def dump(self, error: BaseException) -> object | None:
+        return None
+
+    def load(self, dumped: object) -> BaseException:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +32,7 @@ class Memo:
     policy: Policy
     codec: Codec
     tally: Tally
+    failures: Failures = field(default_factory=Unshared)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from enum import Enum
 
 from celery_cachetiers.entry import Times
 from celery_cachetiers.policy import Policy
-from celery_cachetiers.ports import Found, Held, Leading, LeaseAnswer
+from celery_cachetiers.ports import Found, Free, Held, Leading, LeaseAnswer, Left
 
 
 class Freshness(Enum):
@@ -79,16 +79,16 @@ class Waiting:
 def after_lease(answer: LeaseAnswer, waiting: Waiting) -> tuple[Action, float]:
     """The next action, and for `Action.WAIT` its bound in seconds.
 
-    1. A fresh entry answers; a lease computes.
+    1. A fresh entry answers, and so does what the leader left that was waited for; a lease computes.
     2. Held elsewhere: a stale value answers at once.
     3. Otherwise wait, never past the lease's end (its holder may be dead by then) nor past the limit.
     4. Past the limit one follower replaces the leader it waited for; a nested call runs without a lease, as two
        bodies may be waiting for each other.
     """
     match answer:
-        case Found():
+        case Found() | Left():
             return Action.ANSWER, 0.0
-        case Leading():
+        case Leading() | Free():
             return Action.COMPUTE, 0.0
         case Held(stale=stale) if stale is not None:
             return Action.ANSWER_STALE, 0.0

@@ -29,6 +29,8 @@ class Event(Enum):
     TAKEN_OVER = "taken_over"
     LEASE_LOST = "lease_lost"
     INVALIDATED = "invalidated"
+    HEARD = "heard"
+    HELD = "held"
     BREAKER_OPENED = "breaker_opened"
     BREAKER_CLOSED = "breaker_closed"
     GAP = "gap"

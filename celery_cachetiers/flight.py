@@ -21,10 +21,12 @@ class Landing:
     Attributes:
         copy: Makes a value that its receiver may change; ``None`` if the value cannot be shared at all.
         validated_at: Monotonic instant at or after which no invalidation is missed in the value.
+        error: Makes the exception that it ended in, if that is shared.
     """
 
     copy: Callable[[], object] | None
     validated_at: float
+    error: Callable[[], BaseException] | None = None
 
 
 @dataclass(slots=True, eq=False)

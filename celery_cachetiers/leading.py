@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from celery_cachetiers.attempt import Terms
 from celery_cachetiers.call import Call
 from celery_cachetiers.clock import Clock, chance
 from celery_cachetiers.decisions import refresh_ahead_at, times_of
@@ -21,6 +22,7 @@ from celery_cachetiers.ports import (
     STORED,
     Compute,
     LeaseRequest,
+    Leave,
     LocalTier,
     Mark,
     Renewer,
@@ -81,25 +83,35 @@ class Leader:
         self._l1, self._clock, self._events, self._inside = l1, clock, events, inside
 
     def lead(
-        self, call: Call, compute: Compute, lease: Lease, store: Store, keeper: Renewer, *, announce: bool
+        self, call: Call, compute: Compute, lease: Lease, store: Store, keeper: Renewer, terms: Terms
     ) -> tuple[object, Landing]:
         """The body's value, and what followers in this process may share of it.
 
-        The body's exception passes through unchanged; the lease is free then, and the next in line leads.
+        The body's exception passes through unchanged. The lease ends with it: handed over to the task id that tries
+        again, or free; then the followers share the exception, or the next in line leads.
 
         Costs: 1 round trip after the body.
         """
         began = self._clock.monotonic()
         outcome: int | None = None
+        leave: Leave | None = None
         try:
             with keeper.keeping(lease.request):
                 computed = self._compute(call, compute)
             sent = self._clock.monotonic()
-            if computed.storable and computed.body is not None:
-                outcome = self._commit(call, computed, lease.request, store, announce)
+            if not computed.storable and computed.body is not None:
+                leave = Leave(computed.body, False, lease.request.lease_ttl)
+            elif computed.body is not None:
+                outcome = self._commit(call, computed, lease.request, store, terms.refresh)
+        except BaseException as error:
+            if terms.claim and self._handed_over(call, error, lease.request, store, terms.claim):
+                outcome = NOT_HELD
+            else:
+                leave = self._failure(call, error)
+            raise
         finally:
             if outcome is None:
-                _free(lease.request, store)
+                _free(lease.request, store, leave)
         copy = _copier(call, computed.body, lease.stamp)
         if outcome != STORED or copy is None:
             return computed.value, Landing(copy, began)
@@ -148,6 +160,31 @@ class Leader:
             return _Computed(value, times, ttl is not None, None)
         return _Computed(value, times, ttl is not None, body, read_again)
 
+    def _handed_over(self, call: Call, error: BaseException, request: LeaseRequest, store: Store, claim: str) -> bool:
+        """Keeps the lease for the task id under which the body said to try again, until some time after that is due."""
+        seconds = call.memo.failures.retry_in(error)
+        if seconds is None:
+            return False
+        try:
+            return store.hand_over(request.digest, request.token, claim, seconds + request.lease_ttl)
+        except TierUnavailable as fault:
+            self._events.emit(Event.FAILED_OPEN, call.memo.task, step="hand over", error=str(fault))
+            return False
+
+    def _failure(self, call: Call, error: BaseException) -> Leave | None:
+        """What the body's exception leaves to those who waited for it."""
+        policy = call.memo.policy
+        dumped = call.memo.failures.dump(error) if policy.share_errors else None
+        if dumped is None:
+            return None
+        now = self._clock.time()
+        times = Times(now, now + policy.lease_ttl, now + policy.lease_ttl, 0.0)
+        try:
+            body = call.memo.codec.encode(dumped, times, call.tags, error_key(call.digest))
+        except UnusableEntry:
+            return None
+        return Leave(body, True, policy.lease_ttl)
+
     def _ttl(self, call: Call, value: object) -> float | None:
         """The value's TTL; ``None`` if the task's own callables would not have it stored, or fail."""
         policy = call.memo.policy
@@ -188,9 +225,14 @@ def _copier(call: Call, body: bytes | None, stamp: bytes) -> Callable[[], object
     return lambda: call.memo.codec.decode(raw, call.digest)
 
 
-def _free(request: LeaseRequest, store: Store) -> None:
+def error_key(digest: str) -> str:
+    """The key that a shared exception is signed for: it must never be taken for a value."""
+    return f"{digest}:error"
+
+
+def _free(request: LeaseRequest, store: Store, leave: Leave | None) -> None:
     try:
-        store.release(request.digest, request.token)
+        store.release(request.digest, request.token, leave)
     except TierUnavailable:
         pass  # it ends with its TTL
     except Exception:

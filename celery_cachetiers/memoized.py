@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from celery import Task
@@ -14,6 +14,7 @@ from celery_cachetiers.call import Call, Memo
 from celery_cachetiers.dialects import dialect_of
 from celery_cachetiers.errors import UncacheableArgument
 from celery_cachetiers.events import Event
+from celery_cachetiers.failures import TaskFailures
 from celery_cachetiers.keys import KeyMaker
 from celery_cachetiers.policy import Policy
 from celery_cachetiers.templates import compile_tags, escape_tag, namespace_tag, task_tag
@@ -36,15 +37,16 @@ class Memoized:
         self.policy = Policy.resolve(options, self.extension.settings, f"task {self.name}")
         self.enabled = self.policy.cache_enabled and self.extension.settings.enabled
         self.cache = self.extension.cache
-        memo = Memo(self.name, self.policy, self.extension.codec(self.policy), self.extension.counters.of(self.name))
-        self.memo = memo
+        codec, tally = self.extension.codec(self.policy), self.extension.counters.of(self.name)
+        self.memo = Memo(self.name, self.policy, codec, tally, TaskFailures(task))
         self.binder = compile_binder(task.run, skip_first=False)
         self.keys = key_maker(self.name, self.binder, task.serializer, self.policy)
         self._own_tags = compile_tags(self.policy.tags, self.binder.names, self.binder.var_keyword is not None)
         self._implicit = (namespace_tag(), task_tag(self.name))
         self._takes_models = getattr(task, "_dump_pydantic_arguments", None) is not None
         self._told: set[str] = set()
-        self.answers_at_publish = self.policy.publish_hits and not _overrides_handlers(task)
+        self.answers_at_publish = self.policy.publish_hits and not _overrides(task, HANDLERS)
+        self.answers_in_main = not _overrides(task, HANDLERS)
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """The call. Raises `TypeError` for wrong arguments, `UncacheableArgument` for one without a canonical form."""
@@ -64,6 +66,15 @@ class Memoized:
         except TypeError:
             pass  # the arguments do not fit: the body's own TypeError is Celery's to show
         return None
+
+    def quiet_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+        """The call with its tags; ``None`` if it runs uncached. Whoever runs it counts and says so, not this method."""
+        try:
+            call = self.call(args, kwargs)
+            call.tags  # noqa: B018 - rendered here, where a fault of theirs is handled
+        except Exception:
+            return None
+        return call
 
     def has_tags(self, call: Call) -> bool:
         """Renders the tags; false if they cannot be, and the call runs uncached. Raises as `call_or_none`."""
@@ -114,5 +125,5 @@ def key_maker(name: str, binder: Any, serializer: str, policy: Policy) -> KeyMak
     )
 
 
-def _overrides_handlers(task: Task[Any, Any]) -> bool:
-    return any(getattr(type(task), name) is not getattr(Task, name) for name in HANDLERS)
+def _overrides(task: Task[Any, Any], names: Iterable[str]) -> bool:
+    return any(getattr(type(task), name) is not getattr(Task, name) for name in names)

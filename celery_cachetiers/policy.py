@@ -126,6 +126,11 @@ class Policy:
     wait_limit: float = _field(
         300.0, rules.POSITIVE, "seconds a follower waits before one takes over", setting="wait_limit"
     )
+    share_errors: bool = _field(
+        True,
+        rules.BOOL,
+        "followers that waited for a leader get the exception it failed with; ``False``: the next one computes",
+    )
     cache_if: Callable[[Any], bool] | None = _field(
         None, rules.optional(rules.CALLABLE), "``cache_if(result)``: whether to store it"
     )
@@ -140,7 +145,7 @@ class Policy:
 
     NOT_BUILT = frozenset(
         {
-            "tags_from", "invalidates", "invalidate_on_failure", "on_commit", "share_errors", "cache_errors",
+            "tags_from", "invalidates", "invalidate_on_failure", "on_commit", "cache_errors",
             "error_ttl", "fail_safe", "sink", "write",
         }
     )  # fmt: skip

@@ -28,7 +28,9 @@ class LeaseRequest:
         rejected: Bytes of an entry that the caller has found unusable, not to be answered again.
         claim: The task id to which a lease may have been handed.
         take_over: Token of the holder that is waited for no longer; ``"*"`` replaces any holder.
+        waits_for: Token of the leader that the caller has waited for: it may have what that leader left, see `Left`.
         will_wait: Registers this process' inbox when the lease is held elsewhere.
+        watch: Takes no lease: the answer is `Free` where the caller would lead.
         hand_to: Takes the lease for this task id, which will claim it when it runs.
     """
 
@@ -41,7 +43,9 @@ class LeaseRequest:
     rejected: bytes | None = None
     claim: str = ""
     take_over: str = ""
+    waits_for: str = ""
     will_wait: bool = True
+    watch: bool = False
     hand_to: str = ""
 
 
@@ -69,11 +73,39 @@ class Held:
     stale: RawEntry | None = None
 
 
-LeaseAnswer = Found | Leading | Held
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What the leader that was waited for ended in without storing it, for those who waited for it alone."""
+
+    raw: RawEntry
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Nobody computes, and nothing answers."""
+
+
+LeaseAnswer = Found | Leading | Held | Left | Free
 
 STORED, NOT_HELD, OUT_OF_DATE, NO_ROOM = 1, 0, -1, -2
 """What a commit answers: stored; the lease is another's or gone; a tag was invalidated meanwhile; the server
 would not take the bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """What a leader leaves to those who waited for it.
+
+    Attributes:
+        body: As of an entry; of a value, or of what `Failures.dump` made of an exception.
+        failed: Which of the two.
+        seconds: How long it stays.
+    """
+
+    body: bytes
+    failed: bool
+    seconds: float
 
 
 class Store(Protocol):
@@ -97,8 +129,18 @@ class Store(Protocol):
     def commit(self, request: LeaseRequest, body: bytes, hard_ttl: float, *, announce: bool = False) -> int:
         """Stores under the lease, frees it and wakes the waiters. Costs: 1 round trip."""
 
-    def release(self, digest: str, token: str) -> bool:
-        """Frees the lease if the token holds it, and wakes the waiters. Costs: 1 round trip."""
+    def release(self, digest: str, token: str, leave: Leave | None = None) -> bool:
+        """Frees the lease if the token holds it, and wakes the waiters. Costs: 1 round trip.
+
+        Args:
+            leave: What those who waited for this token may have.
+        """
+
+    def hand_over(self, digest: str, token: str, task_id: str, seconds: float) -> bool:
+        """Keeps the lease for a task id, which will claim it, for so many seconds; false if the token does not hold it.
+
+        Waiters go on waiting. Costs: 1 round trip.
+        """
 
     def renew(self, request: LeaseRequest) -> bool:
         """Prolongs the lease and the versions under it; false if it is no longer held. Costs: 1 round trip."""
@@ -111,6 +153,9 @@ class Store(Protocol):
 
     def invalidate(self, tags: Sequence[str]) -> None:
         """Makes everything under the tags a miss, and announces it. Costs: 1 round trip, O(number of tags)."""
+
+    def reachable(self) -> bool:
+        """Whether the last attempts have succeeded. Costs: nothing."""
 
     def close(self) -> None:
         """Closes connections that lie idle."""
@@ -196,6 +241,9 @@ class Renewer(Protocol):
 class WakeUps(Protocol):
     """Where wake-ups reach the threads that wait."""
 
+    told: Callable[[str | None], None]
+    """Called with each key that is woken, and with ``None`` when all are."""
+
     def registered(self, digest: str) -> AbstractContextManager[threading.Event]:
         """An event that the key's next wake-up sets."""
 
@@ -246,6 +294,19 @@ class Codec(Protocol):
 
     def decode(self, raw: RawEntry, key: str) -> object:
         """A new value that the caller may change."""
+
+
+class Failures(Protocol):
+    """What the exceptions of a task's body mean, which only the edge knows."""
+
+    def retry_in(self, error: BaseException) -> float | None:
+        """Seconds until the body's attempt is repeated under the same task id; ``None`` if that is not what it says."""
+
+    def dump(self, error: BaseException) -> object | None:
+        """What `load` makes the exception of again, or ``None`` if it is not to be shared with followers."""
+
+    def load(self, dumped: object) -> BaseException:
+        """A new exception, as the body raised it."""
 
 
 Compute = Callable[[], object]

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from contextvars import ContextVar
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, cast
 
 from celery import Celery, Task
 from celery.app.task import Context
+from celery.exceptions import Ignore
 from celery.utils import uuid
 
 from celery_cachetiers.app import CacheTiers
-from celery_cachetiers.cache import Reading
+from celery_cachetiers.attempt import HeldElsewhere, Terms
 from celery_cachetiers.call import Call
 from celery_cachetiers.declaration import checked, options_of
 from celery_cachetiers.django import OnCommitMixin
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import ConfigurationError, NotCached
 from celery_cachetiers.memoized import Memoized
+from celery_cachetiers.reading import Reading
 from celery_cachetiers.result import CachedResult
+from celery_cachetiers.seat import Answer, GivenBack, Seat, seat_of
 from celery_cachetiers.task_cache import TaskCache
 
 logger = logging.getLogger("celery_cachetiers")
@@ -33,6 +37,8 @@ REVALIDATE = "revalidate"
 """The mode of a refresh message: compute if the lease was handed to this task id, else as ``use``."""
 
 MODE_HEADER, KEY_HEADER, LOOKED_HEADER = "cachetiers_mode", "cachetiers_key", "cachetiers_looked"
+BENCH = Seat("", holds=False)
+"""Where nobody holds the request: it blocks where it runs."""
 ROUTING = ("queue", "exchange", "routing_key", "priority", "serializer", "compression", "connection")
 
 
@@ -72,6 +78,9 @@ class CachedTaskMixin(OnCommitMixin):
         if not memoized.enabled or memoized.extension.suspended:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         request = _own_request(self)
+        seat = seat_of(request)
+        if isinstance(seat, Answer):
+            return seat.copy() if seat.copy is not None else self._fail(args, kwargs, cast(Any, seat.error)())
         mode = _mode_of(request) if request is not None else "use"
         call = memoized.call_or_none(*self._dumped(args, kwargs)) if mode != "bypass" else None
         if call is None:
@@ -86,13 +95,33 @@ class CachedTaskMixin(OnCommitMixin):
         if mode == "only":
             return _only(memoized, call)
         compute = partial(super().__call__, *args, **kwargs)  # type: ignore[misc]
-        return cache.fetch(
-            call,
-            compute,
+        seat = seat if isinstance(seat, Seat) else BENCH
+        terms = Terms(
             claim=(request.id or "") if request is not None else "",
             looked=mode == REVALIDATE or _has_looked(request, call),
             refresh=mode == "refresh",
+            nonce=seat.nonce,
+            take_over=seat.take_over,
+            waits_for=seat.waits_for,
+            may_block=not seat.holds and mode != REVALIDATE,
+            fail=partial(self._fail, args, kwargs),
         )
+        try:
+            return cache.fetch(call, compute, terms)
+        except HeldElsewhere as held:
+            if mode == REVALIDATE:
+                raise Ignore from None  # somebody refreshes it already
+            raise GivenBack(held.holder, held.seconds_left) from None
+
+    def _fail(self, args: tuple[Any, ...], kwargs: dict[str, Any], error: BaseException) -> Any:
+        """Fails with the leader's exception, as if the body had raised it: ``autoretry_for`` has its say."""
+        if not hasattr(self, "_orig_run"):
+            raise error
+        shared = _shared_error.set(error)
+        try:
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            _shared_error.reset(shared)
 
     def _uncached(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if mode == "only":
@@ -192,12 +221,18 @@ class CachedTaskMixin(OnCommitMixin):
 
     # -- both -------------------------------------------------------------------------------------------------------
 
+    @property
+    def memoized(self) -> Memoized:
+        """The task's side of the engine, made at first use. Raises `ConfigurationError`."""
+        return self._memoized or self._memoize()
+
     def _memoize(self) -> Memoized:
         options = options_of(type(self))
         memoized = Memoized(self, options)  # type: ignore[arg-type]
         if _is_app_wide(self) and not options:
             memoized.enabled = False
         self._memoized = memoized
+        _let_shared_errors_through(self)
         memoized.extension.tasks.add(self)
         return memoized
 
@@ -229,6 +264,27 @@ def _is_app_wide(task: Any) -> bool:
     """
     base = task.app.Task
     return issubclass(base, CachedTaskMixin) and isinstance(task, base)
+
+
+_shared_error: ContextVar[BaseException | None] = ContextVar("cachetiers_shared_error", default=None)
+
+
+def _let_shared_errors_through(task: Any) -> None:
+    """Makes the function that ``autoretry_for`` wraps raise a leader's exception in place of running."""
+    original = getattr(task, "_orig_run", None)
+    if original is None or getattr(original, "_cachetiers", False):
+        return
+
+    @wraps(original)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        error = _shared_error.get()
+        if error is None:
+            return original(*args, **kwargs)
+        _shared_error.set(None)
+        raise error
+
+    run._cachetiers = True  # type: ignore[attr-defined]  # once is enough
+    task._orig_run = run
 
 
 def _own_request(task: Any) -> Context | None:

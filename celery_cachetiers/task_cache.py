@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from celery_cachetiers.attempt import Terms
 from celery_cachetiers.call import Call
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.memoized import Memoized
@@ -73,7 +74,7 @@ class TaskCache:
         compute = partial(self._body, *args, **kwargs)
         if not self._on():
             return compute()
-        return self._memoized.cache.fetch(self._call(args, kwargs), compute, refresh=True)
+        return self._memoized.cache.fetch(self._call(args, kwargs), compute, Terms(refresh=True))
 
     def info(self) -> Tally:
         """What this process has counted for the task since it began."""

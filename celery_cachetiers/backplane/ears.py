@@ -18,6 +18,7 @@ class Ears:
     def invalidated(self, names: Sequence[str]) -> None:
         """Makes misses of the names' L1 copies."""
         self._l1.invalidate(names)
+        self._events.emit(Event.HEARD, names=tuple(names))
 
     def woken(self, digest: str) -> None:
         """Wakes the key's waiters."""

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+
+def _nobody(digest: str | None) -> None:
+    pass
 
 
 class Waiters:
     """The waiting threads of this process, by key.
+
+    Attributes:
+        told: Called with each key that is woken, and with ``None`` when all are, in the thread that wakes them.
 
     Concurrency: the table changes under one lock; a waiter registers before it asks L2 for the lease, so that a
     wake-up that comes between the answer and the waiting finds it.
@@ -18,7 +25,8 @@ class Waiters:
         self.reset_after_fork()
 
     def reset_after_fork(self) -> None:
-        """Nobody waits."""
+        """Nobody waits, and nobody is told."""
+        self.told: Callable[[str | None], None] = _nobody
         self._lock = threading.Lock()
         self._waiting: dict[str, set[threading.Event]] = {}
 
@@ -43,6 +51,7 @@ class Waiters:
         with self._lock:
             for event in self._waiting.get(digest, ()):
                 event.set()
+        self.told(digest)
 
     def wake_all(self) -> None:
         """Wakes everybody: a wake-up may have been lost."""
@@ -50,6 +59,7 @@ class Waiters:
             for waiting in self._waiting.values():
                 for event in waiting:
                     event.set()
+        self.told(None)
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))

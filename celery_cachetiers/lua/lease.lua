@@ -1,6 +1,6 @@
 -- Looks again for an entry, then takes the lease or registers the caller to be woken.
 --
--- KEYS  1 entry   2 lease   3 waiters   4.. versions of the tags, in the stamp's order
+-- KEYS  1 entry   2 lease   3 waiters   4 what leaders left   5.. versions of the tags, in the stamp's order
 -- ARGV  1 token of this attempt
 --       2 lease TTL, ms
 --       3 least TTL of the versions, ms
@@ -11,17 +11,20 @@
 --       8 task id to which the lease may have been handed, or ''
 --       9 token of the holder to replace, '*' = any, or ''
 --      10 inbox of the caller, '' = it will not wait
---      11 state of the lease taken: 'c' computing, 'h' handed to the task id in ARGV 1
+--      11 state of the lease taken: 'c' computing, 'h' handed to the task id in ARGV 1; 'w' = watch, take none
+--      12 token of the leader that the caller has waited for, or ''
 -- Returns {1, entry}                          a fresh entry
 --         {2, stamp, stale entry or ''}       the caller leads, under this stamp
 --         {3, holder's token, ms left, stale entry or ''}
+--         {4}                                 nobody leads, and the caller only watches
+--         {5, 'v' value or 'e' error, body}   what the leader that was waited for left
 -- Atomic: the look, the lease and the registration, so that no wake-up between them can be lost.
 -- Lease: state (1 byte), length of the token (u16), token, stamp.
 
-local tags = #KEYS - 3
+local tags = #KEYS - 4
 local nonces, missing = {}, false
 if tags > 0 then
-  nonces = redis.call('MGET', unpack(KEYS, 4))
+  nonces = redis.call('MGET', unpack(KEYS, 5))
   for i = 1, tags do
     if not nonces[i] then missing = true end
   end
@@ -54,6 +57,16 @@ if not missing and ARGV[6] ~= '' and not handed then
   end
 end
 
+if ARGV[12] ~= '' and not handed then
+  local left = redis.call('GET', KEYS[4])
+  if left then
+    local length = struct.unpack('<H', left, 2)
+    if string.sub(left, 4, 3 + length) == ARGV[12] then
+      return {5, string.sub(left, 1, 1), string.sub(left, 4 + length)}
+    end
+  end
+end
+
 -- A lease under an outdated stamp is never waited for: its holder's commit will be refused.
 if lease and not missing and lease_stamp == stamp then
   local replaced = ARGV[9] == '*' or (ARGV[9] ~= '' and holder == ARGV[9])
@@ -67,12 +80,14 @@ if lease and not missing and lease_stamp == stamp then
   end
 end
 
+if ARGV[11] == 'w' then return {4} end
+
 for i = 1, tags do
   if not nonces[i] then
     nonces[i] = string.sub(ARGV[4], 8 * i - 7, 8 * i)
-    redis.call('SET', KEYS[3 + i], nonces[i], 'PX', ARGV[3])
-  elseif redis.call('PTTL', KEYS[3 + i]) < tonumber(ARGV[3]) then
-    redis.call('PEXPIRE', KEYS[3 + i], ARGV[3])
+    redis.call('SET', KEYS[4 + i], nonces[i], 'PX', ARGV[3])
+  elseif redis.call('PTTL', KEYS[4 + i]) < tonumber(ARGV[3]) then
+    redis.call('PEXPIRE', KEYS[4 + i], ARGV[3])
   end
 end
 stamp = table.concat(nonces)

@@ -16,6 +16,7 @@ class Tally:
         l1_hits, l2_hits: Calls answered from a tier, stale ones included in ``l2_hits``.
         stale_hits: Those answered past their ``ttl``.
         coalesced: Calls answered by another call's compute.
+        held: Requests that a worker's main process held meanwhile, without a slot.
         misses: Calls that found no entry to answer with.
         computes, compute_seconds: Bodies that ran for the cache.
         stores, refused: Values that were stored; that were not, as their stamp or lease was outdated.
@@ -28,6 +29,7 @@ class Tally:
     l2_hits: int = 0
     stale_hits: int = 0
     coalesced: int = 0
+    held: int = 0
     misses: int = 0
     computes: int = 0
     compute_seconds: float = 0.0
@@ -89,6 +91,8 @@ class Counters:
                 tally.misses += 1
             case Event.COALESCED:
                 tally.coalesced += 1
+            case Event.HELD:
+                tally.held += 1
             case Event.COMPUTED:
                 tally.computes += 1
                 tally.compute_seconds += float(str(details["seconds"]))

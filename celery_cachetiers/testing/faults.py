@@ -9,11 +9,13 @@ from typing import Final, TypeVar
 
 from celery_cachetiers.entry import RawEntry, Times
 from celery_cachetiers.errors import TierUnavailable
-from celery_cachetiers.ports import LeaseAnswer, LeaseRequest, Store
+from celery_cachetiers.ports import LeaseAnswer, LeaseRequest, Leave, Store
 
 T = TypeVar("T")
 
-METHODS: Final = ("read", "versions", "confirms", "lease", "commit", "release", "renew", "put", "fence", "invalidate")
+METHODS: Final = (
+    "read", "versions", "confirms", "lease", "commit", "release", "hand_over", "renew", "put", "fence", "invalidate",
+)  # fmt: skip
 
 
 class Gate:
@@ -112,9 +114,13 @@ class FaultyStore:
         """As the store's, or a fault."""
         return self._through("commit", lambda: self._store.commit(request, body, hard_ttl, announce=announce))
 
-    def release(self, digest: str, token: str) -> bool:
+    def release(self, digest: str, token: str, leave: Leave | None = None) -> bool:
         """As the store's, or a fault."""
-        return self._through("release", lambda: self._store.release(digest, token))
+        return self._through("release", lambda: self._store.release(digest, token, leave))
+
+    def hand_over(self, digest: str, token: str, task_id: str, seconds: float) -> bool:
+        """As the store's, or a fault."""
+        return self._through("hand_over", lambda: self._store.hand_over(digest, token, task_id, seconds))
 
     def renew(self, request: LeaseRequest) -> bool:
         """As the store's, or a fault."""
@@ -131,6 +137,11 @@ class FaultyStore:
     def invalidate(self, tags: Sequence[str]) -> None:
         """As the store's, or a fault."""
         self._through("invalidate", lambda: self._store.invalidate(tags))
+
+    def reachable(self) -> bool:
+        """Whether no method is to fail."""
+        with self._lock:
+            return not (self._before or self._after)
 
     def close(self) -> None:
         """Always works."""

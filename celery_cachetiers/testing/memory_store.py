@@ -20,10 +20,13 @@ from celery_cachetiers.ports import (
     OUT_OF_DATE,
     STORED,
     Found,
+    Free,
     Held,
     Leading,
     LeaseAnswer,
     LeaseRequest,
+    Leave,
+    Left,
     Listener,
 )
 from celery_cachetiers.templates import key_tag
@@ -85,6 +88,7 @@ class Shared:
     leases: Expiring[MemoryLease] = field(init=False)
     versions: Expiring[bytes] = field(init=False)
     waiters: Expiring[frozenset[str]] = field(init=False)
+    left: Expiring[tuple[str, Leave]] = field(init=False)
     listeners: dict[str, Listener] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -94,6 +98,7 @@ class Shared:
         """Empty, as after FLUSHALL; whoever listens stays connected."""
         self.entries, self.leases = Expiring(self.clock), Expiring(self.clock)
         self.versions, self.waiters = Expiring(self.clock), Expiring(self.clock)
+        self.left = Expiring(self.clock)
 
 
 Message = Callable[[], None]
@@ -153,9 +158,12 @@ class MemoryStore:
             entry = None if handed else self._entry_for(request)
             if entry is not None and request.now is not None and request.now < entry.header.times.fresh_until:
                 return Found(entry)
+            left = None if handed else self.shared.left.get(request.digest)
+            if left is not None and left[0] == request.waits_for:
+                return Left(unpack(left[1].body + bytes(NONCE_BYTES * len(request.tags))), left[1].failed)
             if lease is not None and lease.stamp == stamp and not self._may_have(request, lease, handed):
                 return self._held(request, lease, entry)
-            return self._take(request, entry)
+            return Free() if request.watch else self._take(request, entry)
 
     def commit(self, request: LeaseRequest, body: bytes, hard_ttl: float, *, announce: bool = False) -> int:
         """Stores under the lease, frees it and wakes the waiters."""
@@ -174,15 +182,27 @@ class MemoryStore:
         _deliver(messages)
         return STORED if current else OUT_OF_DATE
 
-    def release(self, digest: str, token: str) -> bool:
+    def release(self, digest: str, token: str, leave: Leave | None = None) -> bool:
         """Frees the lease if the token holds it, and wakes the waiters."""
         with self.shared.lock:
             lease = self.shared.leases.get(digest)
             if lease is None or lease.token != token:
                 return False
+            if leave is not None:
+                self.shared.left.set(digest, (token, leave), leave.seconds)
             messages = self._free(digest)
         _deliver(messages)
         return True
+
+    def hand_over(self, digest: str, token: str, task_id: str, seconds: float) -> bool:
+        """Keeps the lease for a task id; false if the token does not hold it."""
+        with self.shared.lock:
+            lease = self.shared.leases.get(digest)
+            if lease is None or lease.token != token:
+                return False
+            self.shared.leases.set(digest, MemoryLease(task_id, lease.stamp, handed=True), seconds)
+            self.shared.waiters.keep(digest, 2 * seconds)
+            return True
 
     def renew(self, request: LeaseRequest) -> bool:
         """Prolongs the lease and the versions under it; false if it is no longer held."""
@@ -216,6 +236,10 @@ class MemoryStore:
             for tag in tags:
                 self.shared.versions.drop(tag)
         _deliver(self._announcement(tags))
+
+    def reachable(self) -> bool:
+        """Always."""
+        return True
 
     def close(self) -> None:
         """There are no connections."""

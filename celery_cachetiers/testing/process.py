@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any
 
+from celery_cachetiers.attempt import Terms
 from celery_cachetiers.backplane.ears import Ears
 from celery_cachetiers.backplane.waiters import Waiters
-from celery_cachetiers.cache import Parts, TieredCache
+from celery_cachetiers.cache import TieredCache
 from celery_cachetiers.call import Call, Memo
 from celery_cachetiers.codec import Codec
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.metrics.tally import Counters, Tally
+from celery_cachetiers.parts import Parts
 from celery_cachetiers.policy import Policy
 from celery_cachetiers.ports import LeaseRequest, Store
 from celery_cachetiers.templates import escape_tag, namespace_tag, task_tag
@@ -140,7 +142,7 @@ class InMemoryProcess:
     def get(self, call: Call, compute: Callable[[], object], **how: Any) -> object:
         """The call's value, as a task's ``__call__`` gets it: from L1, else by `TieredCache.fetch`."""
         value = self.cache.recall(call) if not how.get("refresh") else MISSING
-        return self.cache.fetch(call, compute, **how) if value is MISSING else value
+        return self.cache.fetch(call, compute, Terms(**how)) if value is MISSING else value
 
     def count(self, event: Event) -> int:
         """How often it has happened."""

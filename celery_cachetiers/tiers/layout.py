@@ -35,6 +35,10 @@ class Layout:
         """Whom to wake."""
         return f"{self.namespace}:{{{self.bucket(digest)}}}:w:{digest}"
 
+    def left(self, digest: str) -> str:
+        """What a leader left to those who waited for it."""
+        return f"{self.namespace}:{{{self.bucket(digest)}}}:o:{digest}"
+
     def version(self, bucket: int, tag: str, run_id: str) -> str:
         """A tag's version; the namespace's own ends in the server's identity, so that a server which comes back
         with old data starts cold."""

@@ -16,7 +16,7 @@ from typing import Any
 from celery_cachetiers.client import Argument, Build, Command, RedisClient, Script
 from celery_cachetiers.entry import TIMES_AT, RawEntry, Times, pack_times, stamp_matches, tag_block, unpack
 from celery_cachetiers.errors import TierUnavailable
-from celery_cachetiers.ports import NO_ROOM, Found, Held, Leading, LeaseAnswer, LeaseRequest
+from celery_cachetiers.ports import NO_ROOM, Found, Free, Held, Leading, LeaseAnswer, LeaseRequest, Leave, Left
 from celery_cachetiers.templates import key_tag
 from celery_cachetiers.tiers.layout import Layout
 
@@ -25,7 +25,7 @@ NONCE = 8
 
 _block = lru_cache(maxsize=4096)(tag_block)
 _LEASE, _COMMIT, _RELEASE = Script("lease"), Script("commit"), Script("release")
-_RENEW, _PUT = Script("renew"), Script("put")
+_RENEW, _PUT, _HAND_OVER = Script("renew"), Script("put"), Script("hand_over")
 
 
 def announcement(sender: str, names: Sequence[str]) -> str:
@@ -86,11 +86,17 @@ class RedisStore:
             request.claim,
             request.take_over,
             self._inbox() if request.will_wait else "",
-            "h" if request.hand_to else "c",
+            "w" if request.watch else "h" if request.hand_to else "c",
+            request.waits_for,
         ]
-        answer = self._client.run(_LEASE, self._script(_LEASE, digest, request.tags, args))
+        own = (*self._own(digest), self._layout.left(digest))
+        answer = self._client.run(_LEASE, self._script(_LEASE, digest, request.tags, args, own))
         if answer[0] == 1:
             return self._found(answer[1], request)
+        if answer[0] == 4:
+            return Free()
+        if answer[0] == 5:
+            return self._left(answer[1] == b"e", answer[2], request)
         stale = self._unpacked(answer[-1]) if answer[-1] else None
         if answer[0] == 2:
             return Leading(answer[1], stale)
@@ -110,10 +116,17 @@ class RedisStore:
         ]
         return int(self._client.run(_COMMIT, self._script(_COMMIT, digest, request.tags, args)))
 
-    def release(self, digest: str, token: str) -> bool:
-        keys = (self._layout.lease(digest), self._layout.waiters(digest))
-        command = _RELEASE.command(keys, (token, self._layout.inboxes, digest))
+    def release(self, digest: str, token: str, leave: Leave | None = None) -> bool:
+        keys = (self._layout.lease(digest), self._layout.waiters(digest), self._layout.left(digest))
+        args: list[Argument] = [token, self._layout.inboxes, digest]
+        args += [""] * 3 if leave is None else ["e" if leave.failed else "v", leave.body, _ms(leave.seconds)]
+        command = _RELEASE.command(keys, args)
         return bool(self._client.run(_RELEASE, lambda _: command))
+
+    def hand_over(self, digest: str, token: str, task_id: str, seconds: float) -> bool:
+        keys = (self._layout.lease(digest), self._layout.waiters(digest))
+        command = _HAND_OVER.command(keys, (token, task_id, _ms(seconds)))
+        return bool(self._client.run(_HAND_OVER, lambda _: command))
 
     def renew(self, request: LeaseRequest) -> bool:
         digest = request.digest
@@ -146,6 +159,9 @@ class RedisStore:
         message = announcement(self._inbox(), tags)
         self._client.pipeline([*map(unlink, range(self._layout.buckets)), publish], must_try=True)
 
+    def reachable(self) -> bool:
+        return self._client.breaker.closed
+
     def close(self) -> None:
         self._client.close()
 
@@ -162,10 +178,19 @@ class RedisStore:
         ]  # fmt: skip
         return int(self._client.run(_PUT, self._script(_PUT, digest, tags, args), must_try=True))
 
-    def _script(self, script: Script, digest: str, tags: tuple[str, ...], args: Sequence[Argument]) -> Build:
-        layout = self._layout
-        own = (layout.entry(digest), layout.lease(digest), layout.waiters(digest))
+    def _script(
+        self,
+        script: Script,
+        digest: str,
+        tags: tuple[str, ...],
+        args: Sequence[Argument],
+        own: tuple[str, ...] | None = None,
+    ) -> Build:
+        own = own or self._own(digest)
         return lambda run_id: script.command((*own, *self._versions(digest, tags, run_id)), args)
+
+    def _own(self, digest: str) -> tuple[str, ...]:
+        return self._layout.entry(digest), self._layout.lease(digest), self._layout.waiters(digest)
 
     def _versions(self, digest: str, tags: tuple[str, ...], run_id: str) -> list[str]:
         bucket, layout = self._layout.bucket(digest), self._layout
@@ -184,6 +209,10 @@ class RedisStore:
         if data == request.rejected:
             raise TierUnavailable("the server offers an entry that was rejected")
         return self.lease(replace(request, rejected=data))  # the script looks less closely than we do
+
+    def _left(self, failed: bool, body: bytes, request: LeaseRequest) -> LeaseAnswer:
+        raw = self._unpacked(body + bytes(NONCE * len(request.tags)))
+        return Left(raw, failed) if raw is not None else self.lease(replace(request, waits_for=""))
 
     def _unpacked(self, data: Any) -> RawEntry | None:
         try:

@@ -52,9 +52,9 @@ def listed(deployment: Deployment) -> Any:
 
 
 def _computed_together(deployment: Deployment, name: str) -> None:
-    """Lets the leader of a gated key end when another process waits for it: the duplicates did meet."""
+    """Lets the leader of a gated key end when a duplicate is held: they did meet."""
     deployment.book.started(name)
-    deployment.wait_for_waiters(1, "work.plain", name)
+    deployment.wait_for_held(1, "work.plain", name)
     deployment.book.open_gate(name)
 
 
@@ -121,14 +121,15 @@ def test_the_error_links_of_a_failing_duplicate_run(deployment: Deployment, work
     result = work.apply_async((name,), link_error=noted_error.s(name))
     book.started(name)
     rival = work.apply_async((name,), link_error=noted_error.s(name))
-    deployment.wait_for_waiters(1, "work.plain", name)
-    book.open_gate(name, 2)
+    deployment.wait_for_held(1, "work.plain", name)
     book.open_gate(name, 1, "fail")
 
-    with pytest.raises(ValueError, match=f"{name}#1"):
-        result.get(timeout=PATIENCE)
-    assert rival.get(timeout=PATIENCE) == f"{name}#2"
-    assert book.client.blpop([f"noted:{name}"], timeout=PATIENCE)[1] == f"ValueError('{name}#1')"
+    for each in (result, rival):
+        with pytest.raises(ValueError, match=f"{name}#1"):
+            each.get(timeout=PATIENCE)
+    for _ in range(2):
+        assert book.client.blpop([f"noted:{name}"], timeout=PATIENCE)[1] == f"ValueError('{name}#1')"
+    assert book.computes(name) == 1
 
 
 def test_a_chord_with_a_failing_header_fails_and_does_not_hang(

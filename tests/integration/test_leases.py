@@ -101,16 +101,16 @@ def test_after_a_failed_leader_neither_its_followers_nor_a_newcomer_compute_at_o
 ) -> None:
     book = deployment.book
     book.put_up_gate(name)
-    leader = callers.call(0, "work.plain", name)
+    leader = callers.call(0, "work.unshared", name)
     book.started(name)
-    followers = [callers.call(each, "work.plain", name, threads=4) for each in range(PROCESSES)]
+    followers = [callers.call(each, "work.unshared", name, threads=4) for each in range(PROCESSES)]
     for call in followers:
         call.wait_ready()
-    deployment.wait_for_waiters(PROCESSES - 1, "work.plain", name)
+    deployment.wait_for_waiters(PROCESSES - 1, "work.unshared", name)
 
     book.open_gate(name, 1, "fail")
     book.started(name)
-    newcomers = [callers.call(each, "work.plain", name, threads=4) for each in range(PROCESSES)]
+    newcomers = [callers.call(each, "work.unshared", name, threads=4) for each in range(PROCESSES)]
     for call in newcomers:
         call.wait_ready()
     book.open_gate(name, 2, "fail")
@@ -268,10 +268,10 @@ def test_a_follower_is_woken_by_a_failing_leader_long_before_the_lease_would_end
     deployment: Deployment, callers: Callers, name: str
 ) -> None:
     deployment.book.put_up_gate(name)
-    leader = callers.call(0, "work.long", name)
+    leader = callers.call(0, "work.unshared", name)
     deployment.book.started(name)
-    follower = callers.call(1, "work.long", name)
-    deployment.wait_for_waiters(1, "work.long", name)
+    follower = callers.call(1, "work.unshared", name)
+    deployment.wait_for_waiters(1, "work.unshared", name)
     deployment.book.open_gate(name, 2)
     deployment.book.open_gate(name, 1, "fail")
 

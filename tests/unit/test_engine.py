@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from celery_cachetiers.attempt import Terms
 from celery_cachetiers.backplane.waiters import Waiters
-from celery_cachetiers.cache import Reading
 from celery_cachetiers.call import Call
 from celery_cachetiers.codec import Codec
 from celery_cachetiers.entry import MISSING
@@ -19,6 +19,7 @@ from celery_cachetiers.errors import TierUnavailable, UnusableEntry
 from celery_cachetiers.events import Event
 from celery_cachetiers.metrics.tally import Tally
 from celery_cachetiers.ports import Held, Leading, LeaseRequest
+from celery_cachetiers.reading import Reading
 from celery_cachetiers.testing import FakeClock, Gate, InMemoryProcess
 
 
@@ -201,7 +202,7 @@ def test_a_hit_in_l1_asks_nobody(here: InMemoryProcess) -> None:
 def test_a_miss_costs_look_lease_and_commit_and_no_look_after_a_look(
     here: InMemoryProcess, looked: bool, steps: dict[str, int]
 ) -> None:
-    here.cache.fetch(here.call("a", tags=["user:1", "user:2"]), Body(), looked=looked)
+    here.cache.fetch(here.call("a", tags=["user:1", "user:2"]), Body(), Terms(looked=looked))
 
     assert dict(here.store.calls) == steps
 
@@ -668,7 +669,7 @@ def test_an_entry_that_cannot_be_decoded_is_a_miss_and_is_replaced(
     there.get(there.call("a", codec=foreign), Body("of another codec"))
 
     assert here.cache.look(here.call("a")) is None
-    assert here.cache.fetch(here.call("a"), Body("new"), looked=looked) == "new"
+    assert here.cache.fetch(here.call("a"), Body("new"), Terms(looked=looked)) == "new"
     assert here.get(here.call("a"), never) == "new"
     assert here.tally.unusable == 2
     assert here.memory.shared.leases.names() == []
@@ -991,7 +992,7 @@ def test_a_lease_that_was_handed_over_is_claimed_by_its_task_id_and_computes_tho
     assert here.cache.hand_over(here.call("a"), "task-1", only_if_stale=False) is True
     assert here.cache.hand_over(here.call("a"), "task-2", only_if_stale=False) is False
 
-    assert there.cache.fetch(there.call("a"), Body(2), claim="task-1", looked=True) == 2
+    assert there.cache.fetch(there.call("a"), Body(2), Terms(claim="task-1", looked=True)) == 2
     assert InMemoryProcess(beside=here).get(here.call("a"), never) == 2
 
 
@@ -1003,7 +1004,7 @@ def test_a_refresh_message_whose_lease_is_another_s_by_now_does_not_compute(
     there.cache.invalidate_key(there.call("a").digest)
     there.get(there.call("a"), Body(2))
 
-    assert here.cache.fetch(here.call("a"), never, claim="task-1", looked=True) == 2
+    assert here.cache.fetch(here.call("a"), never, Terms(claim="task-1", looked=True)) == 2
 
 
 def test_nothing_is_handed_over_for_a_fresh_entry_or_without_a_store(here: InMemoryProcess) -> None:
@@ -1069,7 +1070,7 @@ def test_without_l2_nothing_is_kept_in_l1_that_no_announcement_would_reach(here:
 
 def test_without_l2_the_threads_of_a_process_do_not_compute_one_after_another(here: InMemoryProcess) -> None:
     """Uncached they would compute at the same time: the cache may not make eight computes' time of it."""
-    here.cache._clock = here.cache._leader._clock = TickingClock()
+    here.cache._clock = here.cache._leader._clock = here.cache._follower._clock = TickingClock()
     here.store.fail()
     gates, body = [Gate(), Gate()], Body()
     entered = iter(gates)
@@ -1081,7 +1082,7 @@ def test_without_l2_the_threads_of_a_process_do_not_compute_one_after_another(he
         return body()
 
     def following() -> int:
-        flights = list(here.cache._flights._flights.values())
+        flights = list(here.cache._follower.flights._flights.values())
         return sum(len(flight.done._cond._waiters) for flight in flights)  # type: ignore[attr-defined]
 
     threads = [Thread(lambda: here.get(here.call("a"), compute)) for _ in range(8)]
@@ -1137,7 +1138,7 @@ def test_whatever_a_process_asks_first_starts_its_backplane(here: InMemoryProces
     here.backplane.close()
     here.backplane.reset_after_fork()
     assert here.backplane.connected() is False
-    here.cache.fetch(here.call("a"), Body(), **how)
+    here.cache.fetch(here.call("a"), Body(), Terms(**how))
 
     assert here.backplane.connected() is True
 
@@ -1257,11 +1258,11 @@ def test_without_l2_configured_values_that_are_not_to_be_kept_are_not(alone: InM
 
 def test_a_forked_child_starts_with_an_empty_l1_and_leads_anew(here: InMemoryProcess) -> None:
     here.get(here.call("a"), Body())
-    flight, _ = here.cache._flights.join("led by the parent", here.l1.mark())
+    flight, _ = here.cache._follower.flights.join("led by the parent", here.l1.mark())
     here.cache.reset_after_fork()
 
     assert here.cache.recall(here.call("a")) is MISSING
-    assert here.cache._flights.join("led by the parent", here.l1.mark())[1] is True
+    assert here.cache._follower.flights.join("led by the parent", here.l1.mark())[1] is True
     assert here.get(here.call("a"), never) == "value"
     assert not flight.done.is_set()
 

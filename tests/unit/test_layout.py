@@ -58,7 +58,19 @@ LAYERS = {
         below=("words",),
     ),
     "engine": Layer(
-        modules=("decisions", "flight", "call", "attempt", "leading", "cache", "metrics", "metrics.*"),
+        modules=(
+            "decisions",
+            "flight",
+            "call",
+            "attempt",
+            "parts",
+            "leading",
+            "reading",
+            "following",
+            "cache",
+            "metrics",
+            "metrics.*",
+        ),
         below=("words", "ports"),
         libraries=1,
         never=("celery", "kombu", "redis", "cachetools"),
@@ -75,7 +87,7 @@ LAYERS = {
     "edge": Layer(
         modules=(
             *("", "app", "settings", "declaration", "memoized", "task", "task_cache"),
-            *("result", "tasks", "waiting_room", "signals"),
+            *("result", "tasks", "failures", "seat", "room", "answering", "waiting_room", "signals"),
             *("cli", "cli.*", "django", "django.*"),
         ),
         below=("words", "ports", "engine", "adapters"),

@@ -38,6 +38,7 @@ BAD_OPTIONS: dict[str, list[object]] = {
     "coalesce": ["publish", "Wait", True, None, 0, 1],
     "lease_ttl": LEASES,
     "wait_limit": SECONDS_ABOVE_ZERO,
+    "share_errors": FLAGS,
     "cache_if": CALLABLES,
     "l1": FLAGS,
     "l1_ttl": SECONDS_ABOVE_ZERO,

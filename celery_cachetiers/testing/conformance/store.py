@@ -14,9 +14,12 @@ from celery_cachetiers.ports import (
     OUT_OF_DATE,
     STORED,
     Found,
+    Free,
     Held,
     Leading,
     LeaseRequest,
+    Leave,
+    Left,
     Store,
 )
 from celery_cachetiers.templates import key_tag, namespace_tag, task_tag
@@ -205,7 +208,7 @@ class StoreConformance:
 
             assert store.ours.read(key, tags) is None, tags
             answer = store.ours.lease(store.request(key, tags))
-            assert not isinstance(answer, Found), tags
+            assert isinstance(answer, (Leading, Held)), tags
             assert answer.stale is None, tags
             store.ours.fence(key)
             store.store(key)
@@ -316,7 +319,7 @@ class StoreConformance:
             assert isinstance(answer, Leading)
             assert answer.stale is None
             other = store.theirs.lease(store.request(key, rejected=b"another"))
-            assert isinstance(other, Found) or other.stale is not None
+            assert isinstance(other, Found) or (isinstance(other, Held) and other.stale is not None)
 
     def test_the_same_token_may_ask_again_and_leads_under_the_same_stamp(self, store: StoreUnderTest) -> None:
         request = store.request(digest())
@@ -406,6 +409,109 @@ class StoreConformance:
 
         assert isinstance(store.ours.lease(store.request(busy, hand_to="task-1", will_wait=False)), Held)
         assert isinstance(store.ours.lease(store.request(fresh, hand_to="task-1", will_wait=False)), Found)
+
+    def test_a_leader_hands_its_lease_over_and_waiters_go_on_waiting(self, store: StoreUnderTest) -> None:
+        key = digest()
+        leader = store.lead(key, token="task-1:a")
+        store.theirs.lease(store.request(key))
+
+        assert store.ours.hand_over(key, leader.token, "task-1", 5.0) is True
+        held = store.theirs.lease(store.request(key, claim="task-2"))
+        assert isinstance(held, Held)
+        assert held.holder == "task-1"
+        assert held.seconds_left <= 5.0
+        claimed = store.request(key, claim="task-1", token="task-1:b")
+        assert isinstance(store.ours.lease(claimed), Leading)
+        store.commit(claimed)
+        assert store.they_hear.wait_woken(key)
+
+    def test_a_lease_is_handed_over_by_its_holder_only(self, store: StoreUnderTest) -> None:
+        key = digest()
+        leader = store.lead(key)
+
+        assert store.theirs.hand_over(key, "another", "task-1", 5.0) is False
+        assert store.commit(leader) == STORED
+
+    def test_a_handed_lease_ends_when_the_retry_does_not_come(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.ours.hand_over(key, store.lead(key).token, "task-1", 0.2)
+        store.advance(0.3)
+
+        assert isinstance(store.theirs.lease(store.request(key)), Leading)
+
+    # -- watching ---------------------------------------------------------------------------------------------------
+
+    def test_whoever_watches_takes_no_lease(self, store: StoreUnderTest) -> None:
+        key = digest()
+
+        assert isinstance(store.theirs.lease(store.request(key, watch=True)), Free)
+        assert isinstance(store.ours.lease(store.request(key)), Leading)
+
+    def test_whoever_watches_learns_who_leads_and_is_woken(self, store: StoreUnderTest) -> None:
+        key = digest()
+        leader = store.lead(key)
+        held = store.theirs.lease(store.request(key, watch=True))
+        store.commit(leader)
+
+        assert isinstance(held, Held)
+        assert held.holder == leader.token
+        assert store.they_hear.wait_woken(key)
+        assert isinstance(store.theirs.lease(store.request(key, watch=True)), Found)
+
+    # -- what a leader leaves ---------------------------------------------------------------------------------------
+
+    def test_what_a_leader_leaves_is_for_those_who_waited_for_it(self, store: StoreUnderTest) -> None:
+        for failed in (True, False):
+            key = digest()
+            leader = store.lead(key)
+            store.ours.release(key, leader.token, Leave(store.body(b'"left"'), failed, LEASE_TTL))
+
+            for watch in (True, False):
+                left = store.theirs.lease(store.request(key, waits_for=leader.token, watch=watch))
+                assert isinstance(left, Left)
+                assert left.failed is failed
+                assert left.raw.payload == b'"left"'
+
+    def test_what_a_leader_left_is_not_for_newcomers_nor_for_those_who_waited_for_another(
+        self, store: StoreUnderTest
+    ) -> None:
+        key = digest()
+        leader = store.lead(key)
+        store.ours.release(key, leader.token, Leave(store.body(), True, LEASE_TTL))
+
+        assert isinstance(store.theirs.lease(store.request(key, watch=True, waits_for="another")), Free)
+        assert isinstance(store.theirs.lease(store.request(key)), Leading)
+
+    def test_what_a_leader_left_is_there_while_the_next_one_computes(self, store: StoreUnderTest) -> None:
+        key = digest()
+        leader = store.lead(key)
+        store.ours.release(key, leader.token, Leave(store.body(), True, LEASE_TTL))
+        store.lead(key)
+
+        assert isinstance(store.theirs.lease(store.request(key, waits_for=leader.token)), Left)
+
+    def test_a_fresh_entry_comes_before_what_a_leader_left(self, store: StoreUnderTest) -> None:
+        key = digest()
+        leader = store.lead(key)
+        store.ours.release(key, leader.token, Leave(store.body(), True, LEASE_TTL))
+        store.store(key)
+
+        assert isinstance(store.theirs.lease(store.request(key, waits_for=leader.token)), Found)
+
+    def test_whoever_does_not_hold_the_lease_leaves_nothing(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.lead(key)
+        store.theirs.release(key, "another", Leave(store.body(), True, LEASE_TTL))
+
+        assert isinstance(store.theirs.lease(store.request(key, waits_for="another")), Held)
+
+    def test_what_a_leader_left_goes_with_its_time(self, store: StoreUnderTest) -> None:
+        key = digest()
+        leader = store.lead(key)
+        store.ours.release(key, leader.token, Leave(store.body(), True, 0.2))
+        store.advance(0.3)
+
+        assert isinstance(store.theirs.lease(store.request(key, waits_for=leader.token)), Leading)
 
     # -- commit, release, renew -------------------------------------------------------------------------------------
 

@@ -85,6 +85,10 @@ class Book:
         """Computes that started while another one ran."""
         return int(self.client.get(f"overlaps:{name}") or 0)
 
+    def held(self, key: str) -> None:
+        """Notes that a worker's main process holds a request for a key."""
+        self.client.incr(f"held:{key}")
+
     def rendezvous(self, name: str, parties: int) -> None:
         """Returns when so many have come."""
         if int(self.client.incr(f"met:{name}")) == parties:

@@ -96,6 +96,13 @@ class Deployment:
         with self.server.client(3) as client:
             return int(client.scard(layout.waiters(self.task(task).cache.key(*args))))
 
+    def wait_for_held(self, count: int, task: str, *args: object) -> None:
+        """Returns when workers have held so many requests of a key, since the test began."""
+        name = f"held:{self.task(task).cache.key(*args)}"
+        wait_until(
+            lambda: int(self.book.client.get(name) or 0) >= count, timeout=20, message=f"{count} requests in the room"
+        )
+
     def lease_key(self, task: str, *args: object) -> str:
         """Name of the Redis key that is the lease."""
         layout = self.tiers.cache.parts.store._layout

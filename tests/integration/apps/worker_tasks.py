@@ -9,7 +9,8 @@ from typing import Any
 
 from celery import Celery
 
-from celery_cachetiers import CachedTask
+from celery_cachetiers import CachedTask, CacheTiers
+from celery_cachetiers.events import Event
 from tests.integration.apps.worker_book import Book
 
 VARIABLE = "CACHETIERS_TEST_APP"
@@ -24,6 +25,7 @@ WORKS: Mapping[str, Mapping[str, Any]] = {
     "remote": {"l1": False},
     "strict": {"consistency": "strict"},
     "quiet": {"ignore_result": True},
+    "unshared": {"publish_hits": False, "lease_ttl": 60.0, "share_errors": False},
 }
 """The variants of one body, by name: options of the task."""
 
@@ -56,6 +58,7 @@ def build(given: Mapping[str, Any] | None = None) -> Celery:
     app = Celery("worker", set_as_current=False)
     app.conf.update(given["conf"])
     book = app.book = Book(given["book"])
+    CacheTiers(app).events.subscribe(lambda event, task, details: book.held(str(details["key"])), Event.HELD)
 
     for variant, options in WORKS.items():
 

@@ -1,0 +1,267 @@
+"""A call that no tier could answer: it leads, or it follows a leader, in this process or in another one.
+
+What to do is decided in `decisions`; how to lead is `leading`'s matter. A follower waits by push: for the flight of its
+own process, or for the wake-up that its process has registered for in the same step in which it learned of the leader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+
+from celery_cachetiers.attempt import ANY_HOLDER, Attempt, HeldElsewhere
+from celery_cachetiers.call import Call
+from celery_cachetiers.decisions import Action, Waiting, after_lease
+from celery_cachetiers.entry import MISSING
+from celery_cachetiers.errors import TierUnavailable, UnusableEntry
+from celery_cachetiers.events import Event
+from celery_cachetiers.flight import Flights, Landing
+from celery_cachetiers.leading import Inside, Leader, Lease, error_key
+from celery_cachetiers.parts import Parts
+from celery_cachetiers.ports import Found, Free, Held, Leading, LeaseAnswer, Left, Mark, Store
+from celery_cachetiers.reading import Reader
+
+UNPUSHED_WAIT = 0.1
+"""Seconds between two looks of a follower whom no wake-up can reach, as the backplane is away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What another's compute gave: a value, or an exception; each copy belongs to its receiver."""
+
+    copy: Callable[[], object] | None = None
+    error: Callable[[], BaseException] | None = None
+    stale: bool = False
+
+
+Watched = Shared | Held | Free
+"""What a watcher sees: something to answer with, somebody who computes, or nothing."""
+
+
+class Follower:
+    """Brings a call to a value.
+
+    Concurrency: the flights are the only state.
+    """
+
+    def __init__(self, parts: Parts, reader: Reader, leader: Leader, inside: Inside) -> None:
+        self._parts, self._reader, self._leader, self._inside = parts, reader, leader, inside
+        self._l1, self._store, self._clock, self._events = parts.l1, parts.store, parts.clock, parts.events
+        self.flights = Flights()
+
+    def fly(self, attempt: Attempt) -> object:
+        """Leads in this process, or shares what the leader brings.
+
+        A flight is given up, and replaced by one of those who give it up, when it has outlasted the caller's limit, or
+        when the key was invalidated since it began: its value would be refused.
+        """
+        call, overdue = attempt.call, None
+        while True:
+            flight, leads = self.flights.join(call.digest, self._l1.mark(), instead_of=overdue)
+            if leads:
+                attempt.flight = flight
+                with self.flights.landing(call.digest, flight):
+                    return self.descend(attempt)
+            if attempt.stale is not MISSING:
+                self._events.emit(Event.HIT, call.memo.task, tier="l2", stale=True)
+                return attempt.stale
+            if not attempt.terms.may_block:
+                raise HeldElsewhere(flight.holder, call.memo.policy.lease_ttl)
+            if overdue is not None:
+                attempt.began = self._clock.monotonic()
+            overdue = None
+            waiting = self._waiting(attempt)
+            doomed = not self._l1.current(flight.mark, call.names)
+            if doomed or not flight.done.wait(max(waiting.limit - waiting.waited, 0.0)):
+                if waiting.nested:
+                    return self.descend(attempt)
+                overdue, attempt.waits_for = flight, flight.holder
+                continue
+            attempt.waited = True
+            landing = flight.landing
+            if landing is None:
+                continue
+            if landing.error is not None:
+                return self._fail(attempt, landing.error)
+            if landing.copy is None:
+                return self.descend(attempt)
+            if landing.validated_at >= attempt.arrived:
+                self._events.emit(Event.COALESCED, call.memo.task, key=call.digest)
+                return landing.copy()
+
+    def descend(self, attempt: Attempt) -> object:
+        """L2, then a lease or a compute without one; what to share goes into the flight that the attempt leads."""
+        call, compute = attempt.call, attempt.compute
+        mark, asked = (self._l1.mark() if self._store is None else None), self._clock.monotonic()
+        if self._store is None and not attempt.terms.refresh:
+            remembered = self._reader.remembered(call)  # it may have come between the caller's look and its lead
+            if remembered is not None:
+                return self._land(attempt, remembered.value, Landing(remembered.copy, asked))
+        lease: Lease | None = None
+        try:
+            found = self._resolve(attempt, self._store) if self._store is not None else None
+        except TierUnavailable as error:
+            self._reader.fail_open(call, "lease", error)
+            attempt.unsure = True
+            found = None
+        if isinstance(found, Shared):
+            return self._share(attempt, found, asked)
+        lease = found
+        if not attempt.terms.refresh:
+            self._events.emit(Event.MISS, call.memo.task, key=call.digest)
+        try:
+            if lease is None or self._store is None or self._parts.keeper is None:
+                try:
+                    value, landing = self._leader.alone(call, compute, mark)
+                finally:
+                    self._give_back(attempt)
+            else:
+                value, landing = self._leader.lead(call, compute, lease, self._store, self._parts.keeper, attempt.terms)
+        except Exception as error:
+            self._land_error(attempt, error)
+            raise
+        return self._land(attempt, value, landing)
+
+    def watch(self, call: Call, waits_for: str) -> Watched:
+        """Looks at a key for others that wait, and registers this process to be woken; takes no lease.
+
+        Args:
+            waits_for: Token of the leader that they wait for, or "".
+
+        Raises:
+            TierUnavailable: L2 was not reached: nothing is known.
+
+        Costs: 1 round trip.
+        """
+        assert self._store is not None
+        if self._parts.backplane is not None:
+            self._parts.backplane.start()
+        mark, attempt = self._l1.mark(), Attempt(call)
+        rejected: bytes | None = None
+        while True:
+            request = attempt.request(self._clock.time())
+            answer = self._store.lease(replace(request, watch=True, waits_for=waits_for, rejected=rejected))
+            match answer:
+                case Found(raw=raw) | Held(stale=raw) if raw is not None:
+                    reading = self._reader.opened(call, raw, mark, stale=isinstance(answer, Held))
+                    if reading.value is not MISSING:
+                        return Shared(copy=reading.copy, stale=reading.stale)
+                    if rejected is not None:
+                        return Free()
+                    rejected = reading.rejected
+                case Left():
+                    shared = self._left(call, answer)
+                    if shared is not None:
+                        return shared
+                    waits_for = ""
+                case Held():
+                    return answer
+                case _:
+                    return Free()
+
+    def _resolve(self, attempt: Attempt, store: Store) -> Shared | Lease | None:
+        """What was found, a lease to compute under, or ``None``: compute without one."""
+        if self._parts.backplane is not None:
+            self._parts.backplane.start()
+        with self._parts.wake_ups.registered(attempt.call.digest) as woken:
+            while True:
+                woken.clear()
+                mark = self._l1.mark()
+                request = attempt.request(self._clock.time())
+                answer = store.lease(request)
+                if isinstance(answer, Held):
+                    attempt.meet(answer.holder, self._clock.monotonic())
+                action, bound = after_lease(answer, self._waiting(attempt))
+                match action, answer:
+                    case Action.COMPUTE, Leading(stamp=stamp):
+                        return self._leads(attempt, Lease(request, stamp, mark))
+                    case ((Action.ANSWER | Action.ANSWER_STALE), _):
+                        shared = self._shared(attempt, answer, mark)
+                        if shared is not None:
+                            return shared
+                    case Action.TAKE_OVER, Held(holder=holder):
+                        attempt.take_over, attempt.began = holder, self._clock.monotonic()
+                    case Action.WAIT, Held():
+                        if not attempt.terms.may_block:
+                            raise HeldElsewhere(answer.holder, answer.seconds_left)
+                        attempt.waited = True
+                        woken.wait(bound if self._is_pushed() else min(bound, UNPUSHED_WAIT))
+                    case _:
+                        return None
+
+    def _leads(self, attempt: Attempt, lease: Lease) -> Lease:
+        attempt.meet(lease.request.token, self._clock.monotonic())
+        if attempt.take_over not in ("", ANY_HOLDER):
+            self._events.emit(Event.TAKEN_OVER, attempt.call.memo.task, holder=attempt.take_over)
+        return lease
+
+    def _shared(self, attempt: Attempt, answer: LeaseAnswer, mark: Mark) -> Shared | None:
+        """What came with the answer; ``None`` if it is not usable: then it is not asked for again."""
+        if isinstance(answer, Left):
+            attempt.waits_for = ""
+            return self._left(attempt.call, answer)
+        stale = isinstance(answer, Held)
+        raw = answer.stale if isinstance(answer, Held) else answer.raw if isinstance(answer, Found) else None
+        assert raw is not None
+        reading = self._reader.opened(attempt.call, raw, mark, stale=stale)
+        attempt.rejected = reading.rejected
+        return None if reading.value is MISSING else Shared(copy=reading.copy, stale=stale)
+
+    def _left(self, call: Call, left: Left) -> Shared | None:
+        """What a leader left to its followers; ``None`` if it cannot be read."""
+        codec, raw = call.memo.codec, left.raw
+        try:
+            if not left.failed:
+                codec.decode(raw, call.digest)
+                return Shared(copy=partial(codec.decode, raw, call.digest))
+            dumped = codec.decode(raw, error_key(call.digest))
+            call.memo.failures.load(dumped)
+        except Exception as error:
+            reason = error.reason if isinstance(error, UnusableEntry) else "undecodable"
+            self._events.emit(Event.UNUSABLE, call.memo.task, reason=reason, key=call.digest)
+            return None
+        return Shared(error=partial(call.memo.failures.load, dumped))
+
+    def _share(self, attempt: Attempt, found: Shared, asked: float) -> object:
+        """Answers with another's compute, and lets the followers in this process have it too."""
+        if found.error is not None:
+            if attempt.flight is not None:
+                attempt.flight.landing = Landing(None, asked, found.error)
+            return self._fail(attempt, found.error)
+        assert found.copy is not None
+        if attempt.waited and not found.stale:
+            self._events.emit(Event.COALESCED, attempt.call.memo.task, key=attempt.call.digest)
+        else:
+            self._events.emit(Event.HIT, attempt.call.memo.task, tier="l2", stale=found.stale)
+        return self._land(attempt, found.copy(), Landing(found.copy, asked))
+
+    def _fail(self, attempt: Attempt, error: Callable[[], BaseException]) -> object:
+        self._events.emit(Event.COALESCED, attempt.call.memo.task, key=attempt.call.digest)
+        return attempt.terms.fail(error())
+
+    @staticmethod
+    def _land(attempt: Attempt, value: object, landing: Landing) -> object:
+        if attempt.flight is not None:
+            attempt.flight.landing = landing
+        return value
+
+    def _land_error(self, attempt: Attempt, error: Exception) -> None:
+        """Lets the followers in this process have the exception, if it may be shared."""
+        memo = attempt.call.memo
+        dumped = memo.failures.dump(error) if memo.policy.share_errors else None
+        if attempt.flight is not None and dumped is not None:
+            attempt.flight.landing = Landing(None, self._clock.monotonic(), partial(memo.failures.load, dumped))
+
+    def _waiting(self, attempt: Attempt) -> Waiting:
+        return attempt.waiting(self._clock.monotonic(), nested=bool(self._inside.digests))
+
+    def _give_back(self, attempt: Attempt) -> None:
+        """Frees a lease that a request whose answer was lost may have got; nobody renews it."""
+        if self._store is not None and attempt.unsure:
+            with suppress(TierUnavailable):
+                self._store.release(attempt.call.digest, attempt.token)
+
+    def _is_pushed(self) -> bool:
+        return self._parts.backplane is not None and self._parts.backplane.connected()

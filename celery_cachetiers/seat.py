@@ -1,0 +1,64 @@
+"""What a worker's main process and the place where a task's body runs tell each other about one request.
+
+It rides among the message's properties in the request that is handed to the pool, as a retry sends a request's headers
+again, and not those. A message from outside cannot bring it along: only instances of these classes are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from celery.exceptions import Ignore
+
+_SEAT = "cachetiers_seat"
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A request that goes to the pool.
+
+    Attributes:
+        nonce: Names its attempt, so that the main process can free its lease when the child is gone.
+        take_over: Token of the leader that has been waited for long enough.
+        waits_for: Token of the leader that it has waited for.
+        holds: The main process holds it if it would have to wait: it need not block.
+    """
+
+    nonce: str
+    take_over: str = ""
+    waits_for: str = ""
+    holds: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A request that needs no body: the value or the exception is there. Never leaves the main process."""
+
+    copy: Callable[[], object] | None = None
+    error: Callable[[], BaseException] | None = None
+
+
+def seat_of(request: Any) -> Seat | Answer | None:
+    """What the main process has given to a task's request (a `celery.app.task.Context`, or ``None``)."""
+    seat = (getattr(request, "properties", None) or {}).get(_SEAT)
+    return seat if isinstance(seat, (Seat, Answer)) else None
+
+
+def give_seat(request: Any, seat: Seat | Answer) -> None:
+    """Puts it into a worker's request."""
+    request.request_dict["properties"] = {**(request.request_dict.get("properties") or {}), _SEAT: seat}
+
+
+class GivenBack(Ignore):
+    """Raised in the pool's slot, to free it, when another attempt computes; the main process holds the request.
+
+    Attributes:
+        holder: Token of the leader; "" if that is not known.
+        seconds_left: Until its lease ends, unless it is renewed.
+    """
+
+    def __init__(self, holder: str, seconds_left: float) -> None:
+        self.holder, self.seconds_left = holder, seconds_left
+        super().__init__(holder, seconds_left)

@@ -1,0 +1,499 @@
+"""The waiting room: a worker's main process answers hits and holds duplicates, so that neither takes a pool slot.
+
+A consumer bootstep. It stands before the pool, where every request of the worker passes (`consumer.on_task_request`),
+and sees every end of those it has sent there. Held requests stay unacknowledged with the broker, as Celery holds those
+with an ETA: nothing is lost with this process or with Redis. Who waits for whom is decided in `room`; here it is done.
+
+What touches requests, the prefetch count or the pool runs where Celery does it: in the event loop, or, where the worker
+has none (gevent, other transports), in a thread that may block. What asks Redis or stores results runs in threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final
+
+from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]  # not in the stubs
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery import bootsteps, signals
+from celery.worker import state
+
+from celery_cachetiers.answering import Answering
+from celery_cachetiers.app import CacheTiers
+from celery_cachetiers.clock import chance
+from celery_cachetiers.entry import MISSING
+from celery_cachetiers.errors import ConfigurationError, TierUnavailable
+from celery_cachetiers.events import Event
+from celery_cachetiers.following import Shared, Watched
+from celery_cachetiers.memoized import Memoized
+from celery_cachetiers.room import Action, Give, Guest, Hold, Look, LookLater, PutBack, Room, Send
+from celery_cachetiers.seat import Answer, GivenBack, Seat, give_seat
+from celery_cachetiers.task import MODE_HEADER, CachedTaskMixin
+
+logger = logging.getLogger("celery_cachetiers")
+
+MOST_HELD: Final = 10_000
+"""Requests held at most; RabbitMQ has no prefetch count above 65,535."""
+TICK: Final = 1.0
+"""Seconds between two looks for requests that were revoked, expired or have waited for long enough."""
+RUN: Final = 0x1
+"""The state of a blueprint that neither stops nor has stopped (``celery.bootsteps.RUN``)."""
+CLOSING: Final = 5.0
+"""Seconds that a shutdown waits for the answer under way."""
+PUT_BACK_FOR: Final = (1.0, 3.0)
+"""Seconds for which a request goes back to the broker when the room is full."""
+TIMEOUTS: Final = {"redis": 3600.0, "amqp": 1800.0}
+"""Seconds after which a broker delivers an unacknowledged message again, by its defaults."""
+TIMEOUT_NAMES: Final = {
+    "redis": "broker_transport_options['visibility_timeout']",
+    "amqp": "RabbitMQ's consumer_timeout, and name it, in seconds, as broker_transport_options['consumer_timeout']",
+}
+LOST: Final = (WorkerLostError, Terminated, TimeLimitExceeded, SystemExit)
+
+
+class WaitingRoom(bootsteps.StartStopStep):
+    """The bootstep; `CacheTiers` adds it to its app.
+
+    Raises:
+        ConfigurationError: A task's ``wait_limit`` is not below half of the time after which the broker would deliver
+            its message again.
+    """
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+    label = "Waiting room"
+
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
+        super().__init__(consumer, **kwargs)
+        self.app = consumer.app
+        self.turnover = _turnover(self.app)
+        self.consumer = consumer
+        self.room = Room(time.monotonic, _started)
+        self._closing = False
+        self._hand_on = consumer.on_task_request
+        consumer.on_task_request = self.on_task_request  # before Tasks.start, which hands it to the strategies
+        self._loop = _Loop(consumer) if consumer.hub else _Clerk()
+        self._answering = Answering(self.app, self._soon)
+        self._looks = ThreadPoolExecutor(1, "cachetiers-looks")
+        self._ticking: Any = None
+
+    def start(self, consumer: Any) -> None:
+        """The worker is connected to its broker."""
+        self._loop.start()
+        self.room.capacity = _capacity(consumer)
+        tiers = CacheTiers(self.app)
+        if tiers.settings.enabled and tiers.cache.parts.backplane is not None:
+            tiers.cache.parts.wake_ups.told = self._told
+            tiers.events.subscribe(self._invalidated, Event.HEARD, Event.INVALIDATED)
+            tiers.cache.parts.backplane.start()
+        signals.task_revoked.connect(self._revoked)
+        self._ticking = consumer.timer.call_repeatedly(TICK, self._soon, (self._tick,))
+
+    def stop(self, consumer: Any) -> None:
+        """The connection is lost, or the worker shuts down: then the held requests go back to the broker."""
+        CacheTiers(self.app).events.unsubscribe(self._invalidated)
+        signals.task_revoked.disconnect(self._revoked)
+        if self._ticking is not None:
+            self._ticking.cancel()
+        shutting_down = consumer.blueprint.state != RUN
+        self._closing = shutting_down
+        requests = [guest.request for guest in self.room.clear()]
+        if not shutting_down:
+            self._loop.stop()
+            for guest in self.room.running():
+                if guest.request not in state.active_requests:  # it waited for a slot, and was forgotten
+                    self._do(self.room.ended(guest, lost=False))
+            return
+        self._looks.shutdown(wait=False, cancel_futures=True)
+        for request in (*requests, *self._answering.close(CLOSING)):
+            _put_back_now(request)
+        self._loop.stop()
+
+    def terminate(self, consumer: Any) -> None:
+        """A cold shutdown."""
+        self.stop(consumer)
+
+    def info(self, consumer: Any) -> dict[str, Any]:  # type: ignore[override]  # the stubs say that it returns nothing
+        """For ``celery inspect stats``."""
+        return {"waiting_room": {"held": self.room.held, "capacity": self.room.capacity}}
+
+    # -- what happens -----------------------------------------------------------------------------------------------
+
+    def on_task_request(self, request: Any) -> Any:
+        """Every request passes here, before it takes a slot."""
+        guest: Guest | None = None
+        answer: Answer | None = None
+        try:
+            guest = self._guest(request)
+            answer = self._from_l1(guest) if guest is not None else None
+        except Exception:
+            logger.exception("celery-cachetiers: the waiting room failed; the request goes to the pool")
+        if answer is not None:
+            return self._soon(partial(self._answering.give, request, answer))
+        if guest is not None:
+            return self._do(self.room.arrive(guest))
+        return self._hand_on(request)
+
+    def _guest(self, request: Any) -> Guest | None:
+        """The request as a guest; ``None`` if it has no place here."""
+        task = request.task
+        if self._closing or not isinstance(task, CachedTaskMixin):
+            return None
+        memoized = task.memoized
+        if not _takes_part(memoized, request):
+            return None
+        call = memoized.quiet_call(*task._dumped(tuple(request.args), dict(request.kwargs)))
+        return Guest(request, request.id, call, time.monotonic()) if call is not None else None
+
+    def _from_l1(self, guest: Guest) -> Answer | None:
+        memoized: Memoized = guest.request.task.memoized
+        if memoized.policy.consistency == "strict" or not memoized.answers_in_main:
+            return None
+        value = memoized.cache.recall(guest.call)
+        return Answer(copy=lambda: value) if value is not MISSING else None
+
+    def _on_success(self, guest: Guest, traced: tuple[Any, Any, Any], **kwargs: Any) -> None:
+        failed, value, _ = traced
+        given_back = _given_back(value) if failed else None
+        if given_back is not None:
+            return self._soon(partial(self._is_given_back, guest, given_back))
+        try:
+            # Celery's own method calls self.on_failure for a failure: that one is ours, and notes the end.
+            type(guest.request).on_success(guest.request, traced, **kwargs)
+        finally:
+            if not failed:
+                self._has_ended(guest, lost=False)
+        return None
+
+    def _on_failure(self, guest: Guest, einfo: Any, *args: Any, **kwargs: Any) -> Any:
+        given_back = _given_back(einfo)
+        if given_back is not None:
+            return self._soon(partial(self._is_given_back, guest, given_back))
+        try:
+            return type(guest.request).on_failure(guest.request, einfo, *args, **kwargs)
+        finally:
+            self._has_ended(guest, lost=isinstance(_exception_of(einfo), LOST))
+
+    def _on_timeout(self, guest: Guest, soft: bool, timeout: float) -> None:
+        try:
+            type(guest.request).on_timeout(guest.request, soft, timeout)
+        finally:
+            if not soft:
+                self._has_ended(guest, lost=True)
+
+    def _has_ended(self, guest: Guest, *, lost: bool) -> None:
+        self._soon(lambda: self._do(self.room.ended(guest, lost=lost)))
+
+    def _is_given_back(self, guest: Guest, given_back: GivenBack) -> None:
+        """The slot is free again; the request is as it was before it was sent."""
+        request = guest.request
+        state.active_requests.discard(request)
+        request.time_start = request.worker_pid = request._apply_result = None
+        if self._closing:
+            _put_back_now(request)
+            self._do(self.room.ended(guest, lost=False))
+        else:
+            self._do(self.room.given_back(guest, given_back.holder))
+
+    def _told(self, digest: str | None) -> None:
+        """By the backplane's thread: a leader has come to an end."""
+        if digest is None:
+            self._soon(lambda: self._do(self.room.woken_all()))
+        else:
+            self._soon(lambda: self._do(self.room.woken(digest)))
+
+    def _invalidated(self, event: Event, task: str, details: dict[str, Any]) -> None:
+        if self.room.held:
+            self._soon(lambda: self._do(self.room.invalidated(details["names"])))
+
+    def _revoked(self, request: Any, **_: Any) -> None:
+        """A revoked request was perhaps the retry that a lease was kept for."""
+        task = self.app.tasks.get(getattr(request, "task", None) or getattr(request, "name", ""))
+        if not isinstance(task, CachedTaskMixin) or self._closing:
+            return
+        call = task.memoized.quiet_call(*task._dumped(tuple(request.args or ()), dict(request.kwargs or {})))
+        if call is not None and task.memoized.cache.parts.store is not None:
+            self._looks.submit(_free, task.memoized.cache, call, (request.id,))
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        for guest in self.room.guests():
+            request = guest.request
+            if _may_be_revoked(request) and request.revoked():
+                self._leave(guest)
+            elif now - guest.arrived > self.turnover and self._leave(guest):
+                _put_back_now(request)
+        for guest in self.room.running():
+            if guest.request not in state.reserved_requests:  # discarded before it ran
+                self._do(self.room.ended(guest, lost=False))
+        self._do(self.room.overdue())
+
+    # -- what is done -----------------------------------------------------------------------------------------------
+
+    def _do(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Hold(guest):
+                    self._hold(guest)
+                case Send(guest, take_over):
+                    self._send(guest, take_over)
+                case Give(guest, shared):
+                    self._give(guest, shared)
+                case PutBack(guest):
+                    self._put_back(guest)
+                case Look():
+                    self._looks.submit(self._look, action)
+                case LookLater(digest, seconds):
+                    later = partial(self._told, digest)
+                    self.consumer.timer.call_after(seconds + 0.01, later)
+
+    def _hold(self, guest: Guest) -> None:
+        self._grow(guest, +1)
+        if self._hides():
+            state.reserved_requests.discard(guest.request)
+        memo = guest.call.memo
+        CacheTiers(self.app).events.emit(Event.HELD, memo.task, key=guest.call.digest)
+
+    def _send(self, guest: Guest, take_over: str) -> None:
+        request = guest.request
+        self._release(guest)
+        holds = bool(request.task.acks_late)  # else the message is acknowledged when the pool begins with it
+        give_seat(request, Seat(guest.nonce, take_over, guest.waits_for, holds))
+        request.on_success = partial(self._on_success, guest)
+        request.on_failure = partial(self._on_failure, guest)
+        request.on_timeout = partial(self._on_timeout, guest)
+        self._hand_on(request)
+
+    def _give(self, guest: Guest, shared: Shared) -> None:
+        self._release(guest)
+        memoized: Memoized = guest.request.task.memoized
+        if memoized.answers_in_main:
+            event = Event.HIT if shared.stale else Event.COALESCED
+            details = {"tier": "l2", "stale": True} if shared.stale else {"key": guest.call.digest}
+            memoized.extension.events.emit(event, memoized.name, **details)
+            self._answering.give(guest.request, Answer(shared.copy, shared.error))
+        else:
+            self._hand_on(guest.request)  # its handlers are the user's: a slot for a moment, where L2 is read again
+
+    def _put_back(self, guest: Guest) -> None:
+        """Back to the broker for a while: publishing may take its time, so not here."""
+        self._looks.submit(self._publish_again, guest.request)
+
+    def _publish_again(self, request: Any) -> None:
+        context = request._context
+        countdown = chance.uniform(*PUT_BACK_FOR)
+        try:
+            request.task.signature_from_request(context, countdown=countdown, retries=context.retries).apply_async()
+        except Exception as error:
+            logger.warning("celery-cachetiers: %s could not be published again: %r", request.id, error)
+            self._soon(partial(_put_back_now, request))
+        else:
+            self._soon(partial(_done_with, request))
+
+    def _leave(self, guest: Guest) -> bool:
+        if not self.room.leave(guest):
+            return False
+        self._release(guest)
+        return True
+
+    def _release(self, guest: Guest) -> None:
+        """It is in the room no longer."""
+        if guest.counted:
+            self._grow(guest, -1)
+            if self._hides():
+                state.task_reserved(guest.request)
+
+    def _grow(self, guest: Guest, by: int) -> None:
+        """A held message does not count against the prefetch count, so that others keep coming."""
+        guest.counted = by > 0
+        qos = self.consumer.qos
+        if by > 0:
+            qos.increment_eventually()
+        else:
+            qos.decrement_eventually()
+
+    def _hides(self) -> bool:
+        """Whether the worker takes no more messages than it has reserved requests below its concurrency."""
+        return bool(self.app.conf.get("worker_disable_prefetch"))
+
+    def _look(self, look: Look) -> None:
+        """In a thread: frees the leases of those that are gone, then looks at the key for all who wait."""
+        seen: Watched | None = None
+        cache = CacheTiers(self.app).cache
+        try:
+            cache.free(look.call, *look.gone)
+            seen = cache.watch(look.call, look.waits_for)
+        except TierUnavailable:
+            pass  # whoever waits computes
+        except Exception:
+            logger.exception("celery-cachetiers: looking at a key for those who wait failed")
+        self._soon(lambda: self._do(self.room.looked(look, seen)))
+
+    def _soon(self, act: Callable[[], None]) -> None:
+        if self._closing:
+            act()
+        else:
+            self._loop.soon(act)
+
+
+class _Loop:
+    """The worker's event loop: acts run in it, one after the other, in the order they were given.
+
+    Before kombu 5.7 ``call_soon`` does not interrupt a loop that sleeps, for up to a second: a socket does.
+    """
+
+    def __init__(self, consumer: Any) -> None:
+        self._hub = consumer.hub
+        self._acts: deque[Callable[[], None]] = deque()
+        self._poke: tuple[socket.socket, socket.socket] | None = None
+
+    def start(self) -> None:
+        if not hasattr(self._hub, "_waker"):
+            self._poke = socket.socketpair()
+            for end in self._poke:
+                end.setblocking(False)
+            self._hub.add_reader(self._poke[0], self._poked)
+
+    def stop(self) -> None:
+        poke, self._poke = self._poke, None
+        if poke is not None:
+            self._hub.remove(poke[0])
+            for end in poke:
+                end.close()
+
+    def soon(self, act: Callable[[], None]) -> None:
+        self._acts.append(act)
+        poke = self._poke
+        if poke is None:
+            self._hub.call_soon(self._run)
+        else:
+            with suppress(OSError):  # full: it will be read; closed: the connection is made anew
+                poke[1].send(b"x")
+
+    def _poked(self) -> None:
+        if self._poke is not None:
+            with suppress(OSError):
+                self._poke[0].recv(4096)
+        self._run()
+
+    def _run(self) -> None:
+        while self._acts:
+            _safely(self._acts.popleft())
+
+
+class _Clerk:
+    """A thread for workers without an event loop: it may wait for a free slot, which Celery's own threads must not."""
+
+    def __init__(self) -> None:
+        self._acts: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="cachetiers-waiting-room", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._acts.put(None)
+
+    def soon(self, act: Callable[[], None]) -> None:
+        self._acts.put(act)
+
+    def _run(self) -> None:
+        while (act := self._acts.get()) is not None:
+            _safely(act)
+
+
+def _safely(act: Callable[[], None]) -> None:
+    try:
+        act()
+    except Exception:
+        logger.exception("celery-cachetiers: the waiting room failed")
+
+
+def _takes_part(memoized: Memoized, request: Any) -> bool:
+    """Whether duplicates of the request wait for each other, and its process can know of it."""
+    parts = memoized.cache.parts
+    return (
+        memoized.enabled
+        and not memoized.extension.suspended
+        and memoized.policy.coalesce is not False
+        and request.request_dict.get(MODE_HEADER, "use") == "use"
+        and parts.store is not None
+        and parts.store.reachable()
+    )
+
+
+def _capacity(consumer: Any) -> int:
+    """How many requests may be held: few, where the prefetch count cannot grow by them."""
+    spare = max(consumer.initial_prefetch_count - consumer.pool.num_processes, 0)
+    driver = consumer.connection.transport.driver_type
+    if driver == "amqp" and not consumer.qos_global:  # quorum queues
+        return int(spare // 2)
+    limit = consumer.qos.max_prefetch
+    if limit is not None:
+        return int(min(MOST_HELD, max(limit - consumer.initial_prefetch_count, spare) // 2))
+    return MOST_HELD
+
+
+def _turnover(app: Any) -> float:
+    """Seconds after which a held request goes back to the broker, lest the broker delivers it a second time."""
+    with app.connection_for_read() as connection:
+        driver = connection.transport.driver_type
+    name = "consumer_timeout" if driver == "amqp" else "visibility_timeout"
+    limit = float(app.conf.broker_transport_options.get(name, TIMEOUTS.get(driver, TIMEOUTS["redis"])))
+    for task in app.tasks.values():
+        if isinstance(task, CachedTaskMixin) and task.memoized.enabled:
+            _check_wait_limit(task.memoized, limit / 2, TIMEOUT_NAMES.get(driver, "that time"))
+    return limit / 2
+
+
+def _check_wait_limit(memoized: Memoized, most: float, name: str) -> None:
+    waits = memoized.policy.wait_limit
+    if memoized.policy.coalesce is not False and waits >= most:
+        allowed = f"below {most:g}, half of the time after which the broker delivers an unacknowledged message again"
+        raise ConfigurationError("wait_limit", waits, f"{allowed}: lower it, or raise {name}", f"task {memoized.name}")
+
+
+def _started(request: Any) -> float | None:
+    """When the pool began with it, by the monotonic clock."""
+    if request.time_start is None:
+        return None
+    return time.monotonic() - max(time.time() - float(request.time_start), 0.0)
+
+
+def _exception_of(einfo: Any) -> Any:
+    exception = einfo.exception
+    return exception.exc if isinstance(exception, ExceptionWithTraceback) else exception
+
+
+def _given_back(einfo: Any) -> GivenBack | None:
+    exception = _exception_of(einfo)
+    return exception if isinstance(exception, GivenBack) else None
+
+
+def _may_be_revoked(request: Any) -> bool:
+    return bool(request.expires or request.id in state.revoked or (state.revoked_stamps and request.stamped_headers))
+
+
+def _put_back_now(request: Any) -> None:
+    """Rejects it, so that the broker delivers it again at once."""
+    state.task_ready(request)
+    request.reject(requeue=True)
+
+
+def _done_with(request: Any) -> None:
+    state.task_ready(request)
+    request.acknowledge()
+
+
+def _free(cache: Any, call: Any, tokens: tuple[str, ...]) -> None:
+    with suppress(TierUnavailable):  # it ends with its TTL
+        cache.free(call, *tokens)
