@@ -13,7 +13,7 @@ from celery_cachetiers.errors import (
     UncacheableArgument,
     UnusableEntry,
 )
-from celery_cachetiers.result import CachedResult
+from celery_cachetiers.result import CachedResult, FollowingResult
 from celery_cachetiers.task import CachedTask, CachedTaskMixin
 from celery_cachetiers.tasks import clear, invalidate_key, invalidate_tag, invalidate_tags
 
@@ -27,6 +27,7 @@ __all__ = [
     "CachedTask",
     "CachedTaskMixin",
     "ConfigurationError",
+    "FollowingResult",
     "NotCached",
     "TagError",
     "TierUnavailable",

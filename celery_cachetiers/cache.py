@@ -16,7 +16,7 @@ from celery_cachetiers.decisions import times_of
 from celery_cachetiers.entry import MISSING, NONCE_BYTES, unpack
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.events import Event
-from celery_cachetiers.following import Follower, Watched
+from celery_cachetiers.following import Follower, Shared, Watched
 from celery_cachetiers.leading import Inside, Leader
 from celery_cachetiers.parts import Parts
 from celery_cachetiers.ports import Compute, Leading
@@ -174,6 +174,20 @@ class TieredCache:
     def clear(self, task: str | None = None) -> None:
         """Makes every entry of a task, or of the namespace, a miss. Costs and errors as `invalidate`."""
         self.invalidate([namespace_tag() if task is None else task_tag(task)])
+
+    def meet(self, call: Call, task_id: str) -> Leading | Shared | Watched:
+        """Takes the key's lease for a message about to be sent under the task id, or tells who computes already.
+
+        Raises:
+            TierUnavailable: L2 was not reached.
+
+        Costs: 1 round trip.
+        """
+        return self._follower.meet(call, task_id)
+
+    def follow(self, call: Call, waits_for: str, timeout: float | None) -> Watched:
+        """What the leader's compute gave, waited for; see `Follower.follow`."""
+        return self._follower.follow(call, waits_for, timeout)
 
     def hand_over(self, call: Call, task_id: str, *, only_if_stale: bool) -> bool:
         """Takes the key's lease for a refresh message about to be sent; false if somebody else computes already."""

@@ -20,7 +20,7 @@ from celery_cachetiers.events import Event
 from celery_cachetiers.flight import Flights, Landing
 from celery_cachetiers.leading import Inside, Leader, Lease, error_key
 from celery_cachetiers.parts import Parts
-from celery_cachetiers.ports import Found, Free, Held, Leading, LeaseAnswer, Left, Mark, Store
+from celery_cachetiers.ports import Found, Free, Held, Leading, LeaseAnswer, LeaseRequest, Left, Mark, Store
 from celery_cachetiers.reading import Reader
 
 UNPUSHED_WAIT = 0.1
@@ -135,28 +135,55 @@ class Follower:
 
         Costs: 1 round trip.
         """
+        answer = self._ask(call, replace(Attempt(call).request(self._clock.time()), watch=True, waits_for=waits_for))
+        return Free() if isinstance(answer, Leading) else answer
+
+    def meet(self, call: Call, task_id: str) -> Leading | Watched:
+        """Takes the key's lease for a task id that will claim it, or tells who computes already; see `watch`."""
+        return self._ask(call, replace(Attempt(call).request(self._clock.time()), hand_to=task_id))
+
+    def follow(self, call: Call, waits_for: str, timeout: float | None) -> Watched:
+        """Waits for a leader without ever leading: what it gave, `Free` if it is gone, `Held` if it computes still.
+
+        Args:
+            timeout: Seconds to wait at most; ``None`` waits for the task's ``wait_limit``.
+
+        Costs: 1 round trip before and 1 after the wait.
+        """
+        limit = call.memo.policy.wait_limit
+        deadline = self._clock.monotonic() + (limit if timeout is None else min(timeout, limit))
+        with self._parts.wake_ups.registered(call.digest) as woken:
+            while True:
+                woken.clear()
+                seen = self.watch(call, waits_for)
+                remaining = deadline - self._clock.monotonic()
+                if not isinstance(seen, Held) or remaining <= 0:
+                    return seen
+                waits_for, bound = seen.holder, min(seen.seconds_left, remaining)
+                woken.wait(bound if self._is_pushed() else min(bound, UNPUSHED_WAIT))
+
+    def _ask(self, call: Call, request: LeaseRequest) -> Leading | Watched:
+        """The answer to a request that does not compute, with entries opened."""
         assert self._store is not None
         if self._parts.backplane is not None:
             self._parts.backplane.start()
-        mark, attempt = self._l1.mark(), Attempt(call)
-        rejected: bytes | None = None
+        mark = self._l1.mark()
         while True:
-            request = attempt.request(self._clock.time())
-            answer = self._store.lease(replace(request, watch=True, waits_for=waits_for, rejected=rejected))
+            answer = self._store.lease(request)
             match answer:
                 case Found(raw=raw) | Held(stale=raw) if raw is not None:
                     reading = self._reader.opened(call, raw, mark, stale=isinstance(answer, Held))
                     if reading.value is not MISSING:
                         return Shared(copy=reading.copy, stale=reading.stale)
-                    if rejected is not None:
+                    if request.rejected is not None:
                         return Free()
-                    rejected = reading.rejected
+                    request = replace(request, rejected=reading.rejected)
                 case Left():
                     shared = self._left(call, answer)
                     if shared is not None:
                         return shared
-                    waits_for = ""
-                case Held():
+                    request = replace(request, waits_for="")
+                case Leading() | Held() | Free():
                     return answer
                 case _:
                     return Free()

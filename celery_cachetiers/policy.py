@@ -119,8 +119,9 @@ class Policy:
     )
     coalesce: str | bool = _field(
         "wait",
-        rules.choice("wait", False),
-        '``"wait"``: duplicates wait for the leader; ``False``: each computes',
+        rules.choice("wait", "publish", False),
+        '``"wait"``: duplicates wait for the leader; ``"publish"``: and plain ``.delay()`` calls send no message '
+        "meanwhile; ``False``: each computes",
     )
     lease_ttl: float = _field(10.0, rules.LEASE, "seconds a dead leader blocks its key at most", setting="lease_ttl")
     wait_limit: float = _field(

@@ -7,7 +7,6 @@ It decides what may be answered without a message and what a worker's call asks 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, cast
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any, cast
 from celery import Celery, Task
 from celery.app.task import Context
 from celery.exceptions import Ignore
-from celery.utils import uuid
 
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.attempt import HeldElsewhere, Terms
@@ -25,21 +23,24 @@ from celery_cachetiers.django import OnCommitMixin
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import ConfigurationError, NotCached
 from celery_cachetiers.memoized import Memoized
-from celery_cachetiers.reading import Reading
-from celery_cachetiers.result import CachedResult
+from celery_cachetiers.publishing import (
+    KEY_HEADER,
+    LOOKED_HEADER,
+    MODE_HEADER,
+    REVALIDATE,
+    answer,
+    coalesce,
+    is_plain,
+    send_refresh,
+)
 from celery_cachetiers.seat import Answer, GivenBack, Seat, seat_of
 from celery_cachetiers.task_cache import TaskCache
 
 logger = logging.getLogger("celery_cachetiers")
 
 MODES = ("use", "refresh", "bypass", "only")
-REVALIDATE = "revalidate"
-"""The mode of a refresh message: compute if the lease was handed to this task id, else as ``use``."""
-
-MODE_HEADER, KEY_HEADER, LOOKED_HEADER = "cachetiers_mode", "cachetiers_key", "cachetiers_looked"
 BENCH = Seat("", holds=False)
 """Where nobody holds the request: it blocks where it runs."""
-ROUTING = ("queue", "exchange", "routing_key", "priority", "serializer", "compression", "connection")
 
 
 class CachedTaskMixin(OnCommitMixin):
@@ -145,79 +146,48 @@ class CachedTaskMixin(OnCommitMixin):
     ) -> Any:
         """As `celery.Task.apply_async`; a fresh hit is answered by a `CachedResult`, with no message.
 
+        With ``coalesce="publish"`` a duplicate of a call under way gets a `FollowingResult`, with no message either.
+
         Args:
             cache_mode: ``use`` (default), ``refresh`` (compute and replace), ``bypass`` (neither read nor write),
                 ``only`` (never compute: the task raises `NotCached`).
 
-        Costs: a hit in L1 nothing, a hit in L2 1 round trip to it, a miss that round trip and the message.
+        Costs: a hit in L1 nothing, a hit in L2 1 round trip to it, a miss that round trip and the message; with
+            ``coalesce="publish"`` a miss 1 round trip more.
         """
         headers = dict(options.get("headers") or {})
         given = cache_mode if cache_mode is not None else headers.get(MODE_HEADER, "use")
         mode = _checked_mode(given, *([REVALIDATE] if cache_mode is None else []))
         if mode != "use" or MODE_HEADER in headers:
             headers[MODE_HEADER] = mode
-        send = partial(super().apply_async, args, kwargs)  # type: ignore[misc]
+        send, call, coalesces = partial(super().apply_async, args, kwargs), None, False  # type: ignore[misc]
         memoized: Memoized = self._memoized or self._memoize()
         if mode == "use" and memoized.enabled and not memoized.extension.suspended:
             options = {**self._get_exec_options(), **options}  # type: ignore[attr-defined]
             call = memoized.call_or_none(*self._dumped(tuple(args or ()), dict(kwargs or {})))
             if call is not None:
                 headers[KEY_HEADER] = f"{call.digest}:{memoized.keys.fingerprint}"
-                plain = memoized.answers_at_publish and not link and self._is_plain(options)
+                plain = memoized.answers_at_publish and not link and is_plain(self, options)
                 if plain and memoized.has_tags(call):
                     reading = memoized.cache.look(call)
                     if reading is not None:
                         if reading.refresh:
-                            self._send_refresh(memoized, call, reading.stale, send, options)
-                        return self._answer(reading, task_id, options)
+                            send_refresh(memoized, call, reading.stale, send, options)
+                        return answer(self, reading.copy, task_id, options)
                     headers[LOOKED_HEADER] = True
+                    coalesces = memoized.policy.coalesce == "publish" and task_id is None and not link_error
         if headers:
             options["headers"] = headers
-        rest = {"producer": producer, "link": link, "link_error": link_error, "shadow": shadow}
-        return send(task_id=task_id, **rest, **options)
+        send = partial(send, producer=producer, link=link, link_error=link_error, shadow=shadow, **options)
+        if coalesces and call is not None:
+            return coalesce(self, call, send, options)
+        return send(task_id=task_id)
 
     def apply(self, *args: Any, cache_mode: str | None = None, **options: Any) -> Any:
         """As `celery.Task.apply`, with the same ``cache_mode`` as `apply_async`."""
         if cache_mode is not None:
             options["headers"] = {**(options.get("headers") or {}), MODE_HEADER: _checked_mode(cache_mode)}
         return super().apply(*args, **options)  # type: ignore[misc]
-
-    def _is_plain(self, options: Mapping[str, Any]) -> bool:
-        """Whether nothing rides on the message that a hit would have to do."""
-        rides = ("chain", "chord", "eta", "countdown", "retries")
-        return not self.app.conf.task_always_eager and not any(options.get(name) for name in rides)  # type: ignore[attr-defined]
-
-    def _answer(self, reading: Reading, task_id: str | None, options: Mapping[str, Any]) -> CachedResult:
-        app = self.app  # type: ignore[attr-defined]
-        parent = app.current_worker_task
-        ignored = options.get("ignore_result", self.ignore_result)  # type: ignore[attr-defined]
-        request = _request_of(self, options, parent)
-        at_once = task_id is not None and not ignored
-
-        def store(known_id: str) -> None:
-            if not ignored:
-                request.update(id=known_id, correlation_id=known_id, root_id=request.root_id or known_id)
-                app.backend.mark_as_done(known_id, reading.copy(), request, True)
-
-        result = CachedResult(reading.value, task_id or uuid(), store, at_once=at_once, app=app)
-        result.ignored = bool(ignored)
-        if parent is not None and options.get("add_to_parent", True):
-            parent.add_trail(result)
-        return result
-
-    def _send_refresh(
-        self, memoized: Memoized, call: Call, stale: bool, send: Callable[..., Any], options: Mapping[str, Any]
-    ) -> None:
-        """One message that computes the key again; whoever holds the lease makes it needless."""
-        task_id = uuid()
-        if not memoized.cache.hand_over(call, task_id, only_if_stale=stale):
-            return
-        routing = {name: options[name] for name in ROUTING if name in options}
-        headers = {MODE_HEADER: REVALIDATE}
-        try:
-            send(task_id=task_id, headers=headers, ignore_result=True, add_to_parent=False, **routing)
-        except Exception as error:
-            logger.warning("celery-cachetiers: %s: no refresh could be sent: %r", memoized.name, error)
 
     # -- both -------------------------------------------------------------------------------------------------------
 
@@ -328,23 +298,3 @@ def _only(memoized: Memoized, call: Call) -> object:
     if reading is None:
         raise NotCached(memoized.name, call.digest)
     return reading.value
-
-
-def _request_of(task: Any, options: Mapping[str, Any], parent: Any) -> Context:
-    """What a backend wants to know of the request whose result it stores."""
-    parent_request = parent.request if parent is not None else None
-    return Context(
-        task=task.name,
-        args=None,
-        kwargs=None,
-        root_id=options.get("root_id") or (parent_request and (parent_request.root_id or parent_request.id)),
-        parent_id=options.get("parent_id") or (parent_request and parent_request.id),
-        group=options.get("group_id"),
-        group_index=options.get("group_index"),
-        reply_to=options.get("reply_to") or task.app.thread_oid,
-        delivery_info={},
-        retries=0,
-        ignore_result=False,
-        stamped_headers=options.get("stamped_headers"),
-        stamps={name: options[name] for name in options.get("stamped_headers") or ()},
-    )

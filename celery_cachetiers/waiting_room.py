@@ -35,9 +35,10 @@ from celery_cachetiers.errors import ConfigurationError, TierUnavailable
 from celery_cachetiers.events import Event
 from celery_cachetiers.following import Shared, Watched
 from celery_cachetiers.memoized import Memoized
+from celery_cachetiers.publishing import MODE_HEADER
 from celery_cachetiers.room import Action, Give, Guest, Hold, Look, LookLater, PutBack, Room, Send
 from celery_cachetiers.seat import Answer, GivenBack, Seat, give_seat
-from celery_cachetiers.task import MODE_HEADER, CachedTaskMixin
+from celery_cachetiers.task import CachedTaskMixin
 
 logger = logging.getLogger("celery_cachetiers")
 

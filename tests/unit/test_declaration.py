@@ -39,7 +39,7 @@ BAD: list[tuple[str, object, str]] = [
     *(("cache_enabled", value, "True or False") for value in (0, "no")),
     *(("max_bytes", value, "a whole number of bytes") for value in (0, -1, 1.5, True, 2**40, "16MiB")),
     *(("consistency", value, "one of 'eventual', 'strict'") for value in ("weak", True, 1)),
-    *(("coalesce", value, "one of 'wait', False") for value in ("publish", True, 0, "no")),
+    *(("coalesce", value, "one of 'wait', 'publish', False") for value in ("Publish", True, 0, "no")),
     *(("tags", value, "a list or tuple") for value in ("user:{user_id}", 5, [1], [""], {"a": 1})),
     *(("ignore", value, "a list or tuple") for value in ("verbose", 5, [1])),
     *(("version", value, "text or a whole number") for value in (1.5, True, ["1"])),

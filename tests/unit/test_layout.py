@@ -87,7 +87,7 @@ LAYERS = {
     "edge": Layer(
         modules=(
             *("", "app", "settings", "declaration", "memoized", "task", "task_cache"),
-            *("result", "tasks", "failures", "seat", "room", "answering", "waiting_room", "signals"),
+            *("result", "publishing", "tasks", "failures", "seat", "room", "answering", "waiting_room", "signals"),
             *("cli", "cli.*", "django", "django.*"),
         ),
         below=("words", "ports", "engine", "adapters"),

@@ -35,7 +35,7 @@ BAD_OPTIONS: dict[str, list[object]] = {
     "ignore": ["request_id", 5, True, [1], [""], {"a": 1}],
     "version": [1.5, True, None, b"1", ["1"]],
     "consistency": ["none", "", True, None, 0],
-    "coalesce": ["publish", "Wait", True, None, 0, 1],
+    "coalesce": ["Publish", "Wait", True, None, 0, 1],
     "lease_ttl": LEASES,
     "wait_limit": SECONDS_ABOVE_ZERO,
     "share_errors": FLAGS,
@@ -80,7 +80,7 @@ GOOD_OPTIONS: dict[str, list[tuple[object, object]]] = {
     "tags": [(["user:{id}"], ("user:{id}",)), (("a", "b"), ("a", "b")), ([], ()), (len, len)],
     "ignore": [(["a"], ("a",))],
     "version": [(2, "2"), ("v2", "v2"), ("", "")],
-    "coalesce": [("wait", "wait"), (False, False)],
+    "coalesce": [("wait", "wait"), ("publish", "publish"), (False, False)],
     "cache_serializer": [(None, None), ("pickle", "pickle")],
     "lease_ttl": [(0.1, 0.1), (3600, 3600.0)],
 }

@@ -25,6 +25,8 @@ WORKS: Mapping[str, Mapping[str, Any]] = {
     "remote": {"l1": False},
     "strict": {"consistency": "strict"},
     "quiet": {"ignore_result": True},
+    "published": {"coalesce": "publish", "lease_ttl": 10.0},
+    "published_short": {"coalesce": "publish", "lease_ttl": 0.5},
     "unshared": {"publish_hits": False, "lease_ttl": 60.0, "share_errors": False},
 }
 """The variants of one body, by name: options of the task."""
