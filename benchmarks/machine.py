@@ -9,7 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from benchmarks.server import Server
 from benchmarks.table import text_table
 
-PACKAGES = ("celery", "kombu", "redis", "cachetools", "hiredis", "dogpile.cache", "cashews", "aiocache")
+PACKAGES = (
+    *("celery", "kombu", "redis", "cachetools", "hiredis"),
+    *("dogpile.cache", "cashews", "aiocache", "celery-singleton", "celery-once"),
+)
 
 
 def header(server: Server) -> str:

@@ -189,6 +189,8 @@ PACKAGES = {
     "dogpile": ("dogpile.cache", "dogpile.cache"),
     "cashews": ("cashews", "cashews[redis]"),
     "aiocache": ("aiocache", "aiocache[redis]"),
+    "celery-singleton": ("celery_singleton", "celery-singleton"),
+    "celery-once": ("celery_once", "celery-once"),
 }
 NOTES = {
     "recipe": "GET, JSON; no tag check",

@@ -37,12 +37,16 @@ class Server:
         """A client of redis-py with its defaults."""
         return redis.Redis(host="127.0.0.1", port=self.port, db=db)
 
-    def commands(self) -> int:
-        """Commands since the start: those inside scripts included, those of a connection's handshake left out."""
+    def commands(self, without: tuple[str, ...] = ()) -> int:
+        """Commands since the start: those inside scripts included, those of a connection's handshake left out.
+
+        Args:
+            without: What the names of others to leave out begin with.
+        """
         with self.client() as client:
             stats = client.info("commandstats")
         names = {name.removeprefix("cmdstat_"): row["calls"] for name, row in stats.items()}
-        return sum(calls for name, calls in names.items() if not name.startswith(HANDSHAKE))
+        return sum(calls for name, calls in names.items() if not name.startswith(HANDSHAKE + without))
 
     def flush(self) -> None:
         """Empties it."""

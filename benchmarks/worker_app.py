@@ -7,21 +7,15 @@ from typing import Any
 
 from celery import Celery, Task
 
+from benchmarks.worker import QUEUE_VARIABLE, URL_VARIABLE, bare_app
 from celery_cachetiers import CachedTask
 
-QUEUE_VARIABLE, URL_VARIABLE = "BENCH_QUEUE", "BENCH_URL"
 STOCK, STOCK_LATE, CACHED = "stock", "stock-late", "cached"
 
 
 def make_app(queue: str, url: str) -> Celery:
-    """The app, with one task named after its queue.
-
-    Args:
-        url: Redis without a database: 0 is the broker's, 1 the results', 2 the cache's.
-    """
-    app = Celery("bench", broker=f"{url}/0", backend=f"{url}/1", set_as_current=False)
-    app.conf.update(task_default_queue=queue, broker_connection_retry_on_startup=True, worker_hijack_root_logger=False)
-    app.conf.update(result_expires=600, worker_send_task_events=False)
+    """The app, with one task named after its queue; ``url`` as of `bare_app`."""
+    app = bare_app(queue, url)
     options: dict[str, Any] = {"base": Task, "acks_late": queue == STOCK_LATE}
     if queue == CACHED:
         app.conf.cachetiers_url = f"{url}/2"

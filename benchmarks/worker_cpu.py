@@ -11,48 +11,21 @@ worker so, which then makes 2; what that costs the publisher stands beside it. "
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 from typing import Any
-
-import redis
-from celery import Celery
 
 from benchmarks.cpu import PROC, seconds_of_tree
 from benchmarks.server import Server, redis_server
 from benchmarks.table import number, target, text_table
-from benchmarks.worker_app import CACHED, QUEUE_VARIABLE, STOCK, STOCK_LATE, URL_VARIABLE, make_app
+from benchmarks.worker import Worker, prefork_worker
+from benchmarks.worker_app import CACHED, STOCK, STOCK_LATE, make_app
 
 LIMIT = 1.25
-ROOT = Path(__file__).resolve().parent.parent
-
-
-@dataclass(eq=False)
-class Worker:
-    """A worker process that consumes only when told."""
-
-    app: Celery
-    queue: str
-    pid: int
-
-    @property
-    def node(self) -> str:
-        return f"{self.queue}@bench"
-
-    def consume(self, consume: bool) -> None:
-        """Starts or stops consuming; returns when the worker has."""
-        change = self.app.control.add_consumer if consume else self.app.control.cancel_consumer
-        if not change(self.queue, destination=[self.node], reply=True, timeout=10.0, limit=1):
-            raise RuntimeError(f"the worker {self.node} did not answer")
 
 
 @dataclass(eq=False)
@@ -85,7 +58,8 @@ def run(*, quick: bool) -> None:
 
 
 def _variants(server: Server, stack: ExitStack) -> list[Variant]:
-    stock, late, cached = (stack.enter_context(_worker(server, queue)) for queue in (STOCK, STOCK_LATE, CACHED))
+    apps = [make_app(queue, server.url().removesuffix("/0")) for queue in (STOCK, STOCK_LATE, CACHED)]
+    stock, late, cached = (stack.enter_context(prefork_worker(app, "benchmarks.worker_app", 2)) for app in apps)
     variants = [Variant(name, each, _by_name(each)) for name, each in (
         ("stock, by name", stock), ("stock, acks late", late), ("ours, by name", cached),
     )]  # fmt: skip
@@ -143,37 +117,3 @@ def _show(variants: list[Variant]) -> None:
     print(text_table(("contender", "worker ms", "min", f"x {variants[0].name}", "publisher ms"), rows))
     ratio = statistics.median(variants[2].worker_ms) / reference
     print(target("ours, by name", ratio, LIMIT, "x stock"))
-
-
-@contextmanager
-def _worker(server: Server, queue: str) -> Iterator[Worker]:
-    url = server.url().removesuffix("/0")
-    with tempfile.TemporaryDirectory(prefix="bench-") as directory, open(f"{directory}/log", "wb") as log:
-        environment = {**os.environ, QUEUE_VARIABLE: queue, URL_VARIABLE: url, "PYTHONPATH": str(ROOT)}
-        process = subprocess.Popen(
-            _command(queue), stdout=log, stderr=log, env=environment, cwd=directory, start_new_session=True
-        )
-        try:
-            worker = Worker(make_app(queue, url), queue, process.pid)
-            _wait_ready(worker, process, Path(log.name))
-            yield worker
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def _command(queue: str) -> list[str]:
-    options = [f"--hostname={queue}@bench", "--pool=prefork", "--concurrency=2", "--loglevel=WARNING"]
-    quiet = ["--without-mingle", "--without-gossip"]
-    return [sys.executable, "-m", "celery", "-A", "benchmarks.worker_app", "worker", *options, *quiet]
-
-
-def _wait_ready(worker: Worker, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if worker.app.control.ping(destination=[worker.node], timeout=1.0, limit=1):
-                return
-        except redis.ConnectionError:
-            pass
-    raise RuntimeError("the worker did not start:\n" + log.read_text()[-2000:])
