@@ -115,9 +115,9 @@ def _steps(task: Any) -> dict[str, Callable[[int], object]]:
         "   bind and key alone": lambda _: memoized.keys.digest((HIT,), {}),
         "tags rendered": lambda _: memoized.call((HIT,), {}).find_tags(),
         "store.read": lambda _: store.read(digest, names),
-        "   key names": lambda _: (store._layout.entry(digest), store._versions(digest, names, "")),
+        "   key names": lambda _: store._layout.entry_and_versions(digest, names, ""),
         "   client.call of the MGET": lambda _: client.call(lambda _: command),
-        "      redis-py's connection alone": exchange,
+        "      (beside it: by redis-py's connection)": exchange,
         "   unpack": lambda _: unpack(data),
         "   stamp compared": lambda _: stamp_matches(raw, stamp),
         "decode (JSON)": lambda _: codec.decode(raw, digest),
@@ -127,7 +127,7 @@ def _steps(task: Any) -> dict[str, Callable[[int], object]]:
 
 def _keys_of(store: Any, digest: str, names: tuple[str, ...]) -> list[str]:
     run_id: str = store._client.open().run_id
-    return [store._layout.entry(digest), *store._versions(digest, names, run_id)]
+    return store._layout.entry_and_versions(digest, names, run_id)  # type: ignore[no-any-return]
 
 
 def _bytes_of(store: Any, digest: str) -> bytes:

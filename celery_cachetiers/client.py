@@ -1,8 +1,8 @@
 """One process' connections to one Redis server, bounded in time, and what counts as "cannot be reached".
 
-redis-py speaks the protocol; its client classes are left out of the path, as about half of a ``GET`` is spent in
-``execute_command``, its retries are hidden, and a key that holds the server's ``run_id`` must be built for the very
-connection that sends it. A command is therefore a function of that ``run_id``.
+redis-py opens the connections: URL, authentication, TLS, handshake. Its client classes and its parser are left out of
+the path of a command, as most of a ``GET`` is spent in them, its retries are hidden, and a key that holds the server's
+``run_id`` must be built for the very connection that sends it. A command is therefore a function of that ``run_id``.
 """
 
 from __future__ import annotations
@@ -24,17 +24,16 @@ from redis.retry import Retry
 from celery_cachetiers.breaker import Breaker
 from celery_cachetiers.errors import ConfigurationError, TierUnavailable
 from celery_cachetiers.options import without_secrets
+from celery_cachetiers.replies import PATIENCE, Replies
 
 Argument = str | bytes | int | float
 Command = Sequence[Argument]
 Build = Callable[[str], Command]
 """Makes a command for a connection, from its server's ``run_id`` ("" where INFO is denied)."""
 
-PATIENCE: Final = 4
-"""A whole answer may take so many times the timeout of one read: large values come in many reads."""
-
 FAULTS: Final = (redis.RedisError, OSError)
 _ANSWERED: Final = redis.ResponseError
+_TEXT: Final = frozenset({str})
 
 
 class Script:
@@ -161,10 +160,9 @@ class RedisClient:
     def _exchange(self, connection: Any, builds: Sequence[Build]) -> list[Any]:
         """Sends and reads; the connection lies idle afterwards, or is closed if anything came in between."""
         run_id = connection.run_id
-        connection._sock.begin(self._timeout)
         try:
-            connection.send_packed_command([b"".join([_packed(build(run_id)) for build in builds])])
-            answers = [_answer(connection) for _ in builds]
+            connection.send(b"".join([_packed(build(run_id)) for build in builds]))
+            answers: list[Any] = connection.replies.read(len(builds))
         except BaseException:
             connection.disconnect()
             raise
@@ -183,8 +181,12 @@ class RedisClient:
         self._drop_idle()
 
 
-def _packed(command: Command) -> bytes:
-    """A command as it is sent; redis-py's own packing is the largest part of an L2 hit that is not the network."""
+def _packed(command: Sequence[Any]) -> bytes:
+    """A command as it is sent; most are nothing but ASCII text, which is encoded in one go."""
+    if _TEXT.issuperset(map(type, command)):
+        packed = "".join([f"*{len(command)}\r\n", *[f"${len(text)}\r\n{text}\r\n" for text in command]])
+        if packed.isascii():
+            return packed.encode()
     parts = [b"*%d\r\n" % len(command)]
     for argument in command:
         data = argument if type(argument) is bytes else str(argument).encode()
@@ -196,7 +198,7 @@ class BoundedSocket:
     """A connected socket whose answers end: the timeout of a socket is for each read, and a server that sends a byte
     now and then is never late.
 
-    Stands between redis-py's parser and the socket; everything but reading goes straight through.
+    Stands between redis-py's parser and the socket, for the handshake; everything but reading goes straight through.
     """
 
     __slots__ = ("_deadline", "_reads", "_socket")
@@ -244,8 +246,11 @@ def _greet(connection: Any) -> None:
 
     A server that restarts from an old snapshot, or a lagging replica that is promoted, has another ``run_id``.
     """
-    connection._sock = BoundedSocket(connection._sock)  # before the handshake, which gives it to the parser
-    connection._sock.begin(connection.socket_timeout)
+    connected, timeout = connection._sock, connection.socket_timeout
+    connection.send = connected.sendall
+    connection.replies = Replies(connected.recv, timeout, connection._parser.parse_error)
+    connection._sock = BoundedSocket(connected)  # before the handshake, which gives it to the parser
+    connection._sock.begin(timeout)
     connection.on_connect()
     connection.run_id = ""
     connection.send_command("INFO", "server")

@@ -17,7 +17,7 @@ from celery_cachetiers.events import Event
 from celery_cachetiers.failures import TaskFailures
 from celery_cachetiers.keys import KeyMaker
 from celery_cachetiers.policy import Policy
-from celery_cachetiers.templates import compile_tags, escape_tag, namespace_tag, task_tag
+from celery_cachetiers.templates import compile_tags, escape_tags, namespace_tag, task_tag
 
 logger = logging.getLogger("celery_cachetiers")
 
@@ -99,7 +99,7 @@ class Memoized:
         if self._takes_models:
             arguments = {name: _Model(value) if type(value) is dict else value for name, value in arguments.items()}
         own = self._own_tags(arguments)
-        return (*self._implicit, *map(escape_tag, own)) if own else self._implicit
+        return (*self._implicit, *escape_tags(own)) if own else self._implicit
 
 
 class _Model(dict[str, Any]):

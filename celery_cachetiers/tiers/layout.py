@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from celery_cachetiers.templates import namespace_tag
+
+_NAMESPACE: Final = namespace_tag()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,11 @@ class Layout:
         """The envelope."""
         return f"{self.namespace}:{{{self.bucket(digest)}}}:e:{digest}"
 
+    def entry_and_versions(self, digest: str, tags: Sequence[str], run_id: str) -> list[str]:
+        """What a read asks for."""
+        bucket = self.bucket(digest)
+        return [f"{self.namespace}:{{{bucket}}}:e:{digest}", *self.versions(bucket, tags, run_id)]
+
     def lease(self, digest: str) -> str:
         """Who computes."""
         return f"{self.namespace}:{{{self.bucket(digest)}}}:l:{digest}"
@@ -39,11 +48,11 @@ class Layout:
         """What a leader left to those who waited for it."""
         return f"{self.namespace}:{{{self.bucket(digest)}}}:o:{digest}"
 
-    def version(self, bucket: int, tag: str, run_id: str) -> str:
-        """A tag's version; the namespace's own ends in the server's identity, so that a server which comes back
+    def versions(self, bucket: int, tags: Sequence[str], run_id: str) -> list[str]:
+        """The tags' versions; the namespace's own ends in the server's identity, so that a server which comes back
         with old data starts cold."""
-        suffix = f":{run_id}" if tag == namespace_tag() else ""
-        return f"{self.namespace}:{{{bucket}}}:t:{tag}{suffix}"
+        head = f"{self.namespace}:{{{bucket}}}:t:"
+        return [f"{head}{tag}:{run_id}" if tag == _NAMESPACE else head + tag for tag in tags]
 
     @property
     def announcements(self) -> str:

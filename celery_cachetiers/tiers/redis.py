@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from celery_cachetiers.client import Argument, Build, Command, RedisClient, Script
@@ -23,7 +22,6 @@ from celery_cachetiers.tiers.layout import Layout
 NONCE = 8
 """Bytes of a tag's version: random, so that a version that comes back never equals an older one."""
 
-_block = lru_cache(maxsize=4096)(tag_block)
 _LEASE, _COMMIT, _RELEASE = Script("lease"), Script("commit"), Script("release")
 _RENEW, _PUT, _HAND_OVER = Script("renew"), Script("put"), Script("hand_over")
 
@@ -53,8 +51,8 @@ class RedisStore:
         self._client, self._layout, self._inbox, self._unusable = client, layout, inbox, unusable
 
     def read(self, digest: str, tags: tuple[str, ...]) -> RawEntry | None:
-        layout = self._layout
-        answer = self._client.call(lambda run_id: ("MGET", layout.entry(digest), *self._versions(digest, tags, run_id)))
+        names = self._layout.entry_and_versions
+        answer = self._client.call(lambda run_id: ("MGET", *names(digest, tags, run_id)))
         return self._valid(answer[0], tags, answer[1:])
 
     def versions(self, tags: tuple[str, ...]) -> bytes | None:
@@ -80,7 +78,7 @@ class RedisStore:
             _ms(request.lease_ttl),
             _ms(request.keep_for),
             os.urandom(NONCE * len(request.tags)),
-            _block(request.tags),
+            tag_block(request.tags),
             "" if request.now is None else repr(request.now),
             hashlib.sha1(request.rejected, usedforsecurity=False).hexdigest() if request.rejected else "",
             request.claim,
@@ -151,7 +149,7 @@ class RedisStore:
         """Asks every bucket to forget the versions, then announces it; the breaker is not asked."""
 
         def unlink(bucket: int) -> Build:
-            return lambda run_id: ("UNLINK", *(self._layout.version(bucket, tag, run_id) for tag in tags))
+            return lambda run_id: ("UNLINK", *self._layout.versions(bucket, tags, run_id))
 
         def publish(_: str) -> Command:
             return ("PUBLISH", self._layout.announcements, message)
@@ -193,12 +191,11 @@ class RedisStore:
         return self._layout.entry(digest), self._layout.lease(digest), self._layout.waiters(digest)
 
     def _versions(self, digest: str, tags: tuple[str, ...], run_id: str) -> list[str]:
-        bucket, layout = self._layout.bucket(digest), self._layout
-        return [layout.version(bucket, tag, run_id) for tag in tags]
+        return self._layout.versions(self._layout.bucket(digest), tags, run_id)
 
     def _valid(self, data: bytes | None, tags: tuple[str, ...], nonces: Sequence[bytes | None]) -> RawEntry | None:
         raw = self._unpacked(data) if data else None
-        if raw is None or raw.header.tag_block != _block(tags) or not stamp_matches(raw, nonces):
+        if raw is None or raw.header.tag_block != tag_block(tags) or not stamp_matches(raw, nonces):
             return None
         return raw
 

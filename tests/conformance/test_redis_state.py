@@ -73,7 +73,7 @@ def test_the_keys_of_an_entry_and_its_tags_share_one_hash_tag(rig: Rig) -> None:
 def test_with_many_buckets_the_keys_of_an_entry_still_share_one(key: str) -> None:
     layout = Layout("ns", buckets=64)
     names = [layout.entry(key), layout.lease(key), layout.waiters(key)]
-    names += [layout.version(layout.bucket(key), tag, "run") for tag in ("@all", "user:{1}")]
+    names += layout.versions(layout.bucket(key), ["@all", "user:{1}"], "run")
 
     assert {name[name.index("{") : name.index("}") + 1] for name in names} == {f"{{{layout.bucket(key)}}}"}
     assert 0 <= layout.bucket(key) < 64

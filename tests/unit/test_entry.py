@@ -179,6 +179,11 @@ def test_what_no_reader_would_take_is_not_written(header: Header) -> None:
         pack_body(header, b"payload")
 
 
+@given(st.lists(st.text(st.characters()) | st.text('ab\\",:/\x7f\n', max_size=4), max_size=5))
+def test_a_tag_block_is_what_the_json_encoder_writes(tags: list[str]) -> None:
+    assert tag_block(tags) == tag_block(iter(tags)) == json.dumps(tags, separators=(",", ":")).encode()
+
+
 @given(st.lists(st.text(st.characters()), max_size=5))
 def test_tag_names_come_back_from_their_block(tags: list[str]) -> None:
     block = tag_block(tags)

@@ -77,7 +77,7 @@ LAYERS = {
     ),
     "adapters": Layer(
         modules=(
-            *("codec", "threads", "client", "breaker", "scripts"),
+            *("codec", "threads", "client", "replies", "breaker", "scripts"),
             *("tiers", "tiers.*", "leases", "leases.*", "backplane", "backplane.*", "journal", "journal.*"),
         ),
         below=("words", "ports"),

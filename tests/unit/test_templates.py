@@ -20,6 +20,7 @@ from celery_cachetiers.templates import (
     checked_tag,
     compile_tags,
     escape_tag,
+    escape_tags,
     key_tag,
     namespace_tag,
     task_tag,
@@ -213,6 +214,26 @@ def test_tags_come_sorted_and_once() -> None:
     assert tags(ARGUMENTS) == ("all", "second", "user:123")
 
 
+awkward = st.sampled_from(
+    ["", "\n", "a\nb", "\0", "\x9f", "\ud800", "\u2028", "@", "%s", "x" * 250, "x" * 513, 10**5000]
+)
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b"]), scalars | awkward | st.just(Name.ANN)))
+def test_tags_rendered_together_are_those_rendered_one_by_one(arguments: dict[str, Any]) -> None:
+    texts = ["{a}", "b:{b}", "{a}{b}%", "all", "b:{b}"]
+    together = compile_tags(texts, ("a", "b"))
+    one_by_one = compile_tags([*texts, "{a!s}"], ("a", "b"))  # a conversion: no template is rendered with the others
+
+    try:
+        expected = one_by_one(arguments)
+    except TagError:
+        with pytest.raises(TagError):
+            together(arguments)
+    else:
+        assert together(arguments) == expected
+
+
 def test_no_templates_no_tags() -> None:
     assert compile_tags((), NAMES)(ARGUMENTS) == ()
 
@@ -306,5 +327,6 @@ def test_implicit_tags_have_names_of_their_own() -> None:
 def test_escaping_keeps_tags_apart_from_each_other_and_from_implicit_ones(tags: list[str]) -> None:
     escaped = [escape_tag(tag) for tag in tags]
 
+    assert escape_tags(tuple(tags)) == tuple(escaped)
     assert len(set(escaped)) == len(tags)
     assert not any(tag.startswith("@") and not tag.startswith("@@") for tag in escaped)
