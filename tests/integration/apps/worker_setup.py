@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
@@ -30,13 +29,14 @@ def new_name() -> str:
 
 
 def let_go_of_results(app: Celery) -> None:
-    """End what a Redis result backend does for results that nobody asks for any more, while there still is a Redis.
+    """End what a Redis result backend does for results, while there still is a Redis; it takes no more of them.
 
-    A result is part of a cycle, so it ends when garbage is collected, and unsubscribes then. Before Celery 5.7 it does
-    so although it was fulfilled long ago: on a connection of its own, and for 20 s if the server has gone.
+    A result that is collected unsubscribes. Before Celery 5.7 it does so although it was fulfilled long ago: on a
+    connection of its own that nobody closes, and for 20 s if the server has gone. Without the pub/sub it does nothing.
     """
-    gc.collect()
-    app.backend.result_consumer.stop()
+    consumer = app.backend.result_consumer
+    consumer.stop()
+    consumer._pubsub = None
 
 
 class Deployment:
