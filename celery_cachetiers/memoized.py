@@ -43,7 +43,7 @@ class Memoized:
         self.keys = key_maker(self.name, self.binder, task.serializer, self.policy)
         self._own_tags = compile_tags(self.policy.tags, self.binder.names, self.binder.var_keyword is not None)
         self._implicit = (namespace_tag(), task_tag(self.name))
-        self._takes_models = getattr(task, "_dump_pydantic_arguments", None) is not None
+        self._takes_models = _takes_models(task)
         self._told: set[str] = set()
         self.answers_at_publish = self.policy.publish_hits and not _overrides(task, HANDLERS)
         self.answers_in_main = not _overrides(task, HANDLERS)
@@ -100,6 +100,13 @@ class Memoized:
             arguments = {name: _Model(value) if type(value) is dict else value for name, value in arguments.items()}
         own = self._own_tags(arguments)
         return (*self._implicit, *escape_tags(own)) if own else self._implicit
+
+
+def _takes_models(task: Task[Any, Any]) -> bool:
+    """Whether it is declared with ``pydantic=True``: before Celery 5.7 only the function around its body tells."""
+    body = getattr(task, "_orig_run", task.run)  # what autoretry has wrapped
+    wrapped = getattr(body, "__globals__", {}).get("__name__") == "celery.app.base"
+    return wrapped or getattr(task, "_dump_pydantic_arguments", None) is not None
 
 
 class _Model(dict[str, Any]):

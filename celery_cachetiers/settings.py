@@ -23,18 +23,24 @@ def settings_of(app: Celery) -> Settings:
         ConfigurationError: For a bad value or a misspelt ``cachetiers_*`` name.
     """
     where = f"app {app.main!r}" if app.main else "the app"
-    given = {name: app.conf[key] for name, key in _names_in(app).items()}
-    settings = Settings.resolve(given, where)
+    settings = Settings.resolve(_given(app), where)
     return dataclasses.replace(settings, enabled=settings.enabled and not _switched_off())
 
 
-def _names_in(app: Celery) -> dict[str, str]:
-    """What follows the prefix in every setting that begins with it, and the setting as it was written."""
+def _given(app: Celery) -> dict[str, Any]:
+    """What follows the prefix in every setting that begins with it, and the value that was said last.
+
+    Of two spellings of one setting ``app.conf[key]`` takes the one under the namespace before Celery 5.7, and the later
+    one since: hence the maps, which have the last word first.
+    """
     found = {}
-    for key in app.conf:
-        before, prefix, name = str(key).lower().partition(PREFIX)
-        if prefix and before in ("", "celery_", (getattr(app, "namespace", None) or "").lower() + "_"):
-            found[name] = str(key)
+    spaces = ("", "celery_", (getattr(app, "namespace", None) or "").lower() + "_")
+    app.conf.get(PREFIX)  # reads the configuration, if nothing has so far
+    for mapping in reversed(app.conf.maps or ()):
+        for key in mapping:
+            before, prefix, name = str(key).lower().partition(PREFIX)
+            if prefix and before in spaces:
+                found[name] = mapping[key]
     return found
 
 

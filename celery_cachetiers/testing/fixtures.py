@@ -47,9 +47,9 @@ def _extensions() -> list[CacheTiers]:
 
 
 def _switch_on(patch: pytest.MonkeyPatch, switch: str) -> None:
-    patch.setattr(CacheTiers, switch, True, raising=False)  # of apps that are installed during the test
-    for extension in _extensions():
+    for extension in _extensions():  # before the class, whose value pytest 8 would give them back
         patch.setattr(extension, switch, True)
+    patch.setattr(CacheTiers, switch, True)  # for apps that are installed during the test
 
 
 def _reset_all() -> None:

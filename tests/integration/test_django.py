@@ -114,7 +114,7 @@ def test_the_fixup_of_celery_and_our_base_agree(redis_server: RedisServer, names
     body = """
     sys.modules["shop_settings"] = types.ModuleType("shop_settings")
     sys.modules["shop_settings"].__dict__.update(
-        {name: getattr(settings, name) for name in dir(settings) if name.isupper()}
+        {name: getattr(settings, name) for name in dir(settings) if name.isupper() and settings.is_overridden(name)}
     )
     os.environ["DJANGO_SETTINGS_MODULE"] = "shop_settings"
     fixed = Celery("fixed", set_as_current=False)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+import celery
 import pytest
 from billiard.exceptions import WorkerLostError
 from celery.result import AsyncResult
@@ -182,6 +183,8 @@ def test_an_invalidation_from_another_language_makes_the_next_read_compute(deplo
 
 
 def test_every_duplicate_has_its_own_task_events(deployment: Deployment, name: str) -> None:
+    if deployment.pool == "threads" and celery.VERSION < (5, 7):
+        pytest.skip("before 5.7 Celery drops an event that a thread adds while others are being sent")
     with _succeeded(deployment) as succeeded:
         results = [deployment.app.send_task("work.message", (name,)) for _ in range(4)]
         for result in results:
