@@ -15,6 +15,7 @@ from typing import Any
 import docker
 import pytest
 import pytest_docker_tools.wrappers.container as container_wrapper
+from celery import Celery
 from docker.errors import DockerException
 from pytest_celery import (
     DEFAULT_WORKER_CONTAINER_TIMEOUT,
@@ -27,6 +28,7 @@ from pytest_celery import (
 )
 from pytest_docker_tools import build, container, fxtr
 
+from tests.integration.apps.worker_setup import let_go_of_results
 from tests.local_engine import LocalEngine
 from tests.processes import ROOT
 
@@ -123,3 +125,9 @@ def celery_backend_cluster(celery_redis_backend: CeleryTestBackend) -> Iterator[
     cluster = CeleryBackendCluster(celery_redis_backend)
     yield cluster
     cluster.teardown()
+
+
+@pytest.fixture
+def celery_setup_app(celery_setup_app: Celery) -> Iterator[Celery]:
+    yield celery_setup_app
+    let_go_of_results(celery_setup_app)

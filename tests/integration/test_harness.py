@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.integration import harness_app
+from tests.integration.apps.worker_setup import let_go_of_results
 from tests.processes import ROOT, ReservedPort, is_alive, listens, remove_directory, wait_until
 from tests.proxy import HANDSHAKE, Command, CommandParser, RedisProxy
 from tests.rabbit import RabbitServer
@@ -323,6 +324,7 @@ def harness(flushed_redis: RedisServer) -> Iterator[Celery]:
     """The app of `harness_app` as a producer."""
     with Celery("harness", broker=flushed_redis.url(1), backend=flushed_redis.url(2), set_as_current=False) as app:
         yield app
+        let_go_of_results(app)
 
 
 def _environment(app: Celery) -> dict[str, str]:
