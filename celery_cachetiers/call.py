@@ -24,6 +24,13 @@ class Unshared:
         raise NotImplementedError
 
 
+@dataclass(slots=True)
+class Streak:
+    """How many lookups of a task have missed since the last hit, in this process; a lost count does no harm."""
+
+    misses: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Memo:
     """What all calls of one task share."""
@@ -33,6 +40,7 @@ class Memo:
     codec: Codec
     tally: Tally
     failures: Failures = field(default_factory=Unshared)
+    streak: Streak = field(default_factory=Streak)
 
 
 @dataclass(slots=True)

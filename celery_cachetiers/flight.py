@@ -7,9 +7,8 @@ question: it compares `Landing.validated_at` with the moment it joined.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from celery_cachetiers.ports import Mark
 
@@ -37,12 +36,13 @@ class Flight:
         mark: State of L1 when it began: an invalidation since then dooms its value.
         holder: Token of the lease that its leader holds or waits for; written by the leader.
         landing: What it brought; written once, by the leader, before ``done`` is set.
+        done: Set when it has ended; made for the first follower, under the lock of the table.
     """
 
     mark: Mark
     holder: str = ""
     landing: Landing | None = None
-    done: threading.Event = field(default_factory=threading.Event)
+    done: threading.Event | None = None
 
 
 class Flights:
@@ -61,7 +61,7 @@ class Flights:
         self._flights: dict[str, Flight] = {}
 
     def join(self, digest: str, mark: Mark, instead_of: Flight | None = None) -> tuple[Flight, bool]:
-        """The key's flight, and whether the caller leads it (and must end it with `landing`).
+        """The key's flight, and whether the caller leads it (and must end it with `land`).
 
         Args:
             instead_of: A flight that the caller waits for no longer: it leaves the table, if it is still in there, and
@@ -70,20 +70,20 @@ class Flights:
         with self._lock:
             flight = self._flights.get(digest)
             if flight is not None and flight is not instead_of:
+                if flight.done is None:
+                    flight.done = threading.Event()
                 return flight, False
             flight = self._flights[digest] = Flight(mark)
             return flight, True
 
-    @contextmanager
-    def landing(self, digest: str, flight: Flight) -> Iterator[None]:
-        """Ends the flight however the block ends, and wakes its followers."""
-        try:
-            yield
-        finally:
-            with self._lock:
-                if self._flights.get(digest) is flight:
-                    del self._flights[digest]
-            flight.done.set()
+    def land(self, digest: str, flight: Flight) -> None:
+        """Ends the flight, and wakes its followers; its leader calls it however its lead has ended."""
+        with self._lock:
+            if self._flights.get(digest) is flight:
+                del self._flights[digest]
+            done = flight.done
+        if done is not None:
+            done.set()
 
     def __repr__(self) -> str:
         return f"<Flights: {len(self._flights)} under way>"

@@ -62,8 +62,10 @@ class Follower:
             flight, leads = self.flights.join(call.digest, self._l1.mark(), instead_of=overdue)
             if leads:
                 attempt.flight = flight
-                with self.flights.landing(call.digest, flight):
+                try:
                     return self.descend(attempt)
+                finally:
+                    self.flights.land(call.digest, flight)
             if attempt.stale is not MISSING:
                 self._events.emit(Event.HIT, call.memo.task, tier="l2", stale=True)
                 return attempt.stale
@@ -74,6 +76,7 @@ class Follower:
             overdue = None
             waiting = self._waiting(attempt)
             doomed = not self._l1.current(flight.mark, call.names)
+            assert flight.done is not None  # made when this call joined
             if doomed or not flight.done.wait(max(waiting.limit - waiting.waited, 0.0)):
                 if waiting.nested:
                     return self.descend(attempt)
@@ -258,6 +261,7 @@ class Follower:
                 attempt.flight.landing = Landing(None, asked, found.error)
             return self._fail(attempt, found.error)
         assert found.copy is not None
+        attempt.call.memo.streak.misses = 0
         if attempt.waited and not found.stale:
             self._events.emit(Event.COALESCED, attempt.call.memo.task, key=attempt.call.digest)
         else:

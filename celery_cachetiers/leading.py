@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from celery_cachetiers.attempt import Terms
@@ -40,12 +39,11 @@ class Inside(threading.local):
     def __init__(self) -> None:
         self.digests: tuple[str, ...] = ()
 
-    @contextmanager
-    def computing(self, digest: str) -> Iterator[None]:
-        """Notes a key for the length of its compute."""
+    def run(self, digest: str, compute: Compute) -> object:
+        """Computes a key, noted for that long."""
         before, self.digests = self.digests, (*self.digests, digest)
         try:
-            yield
+            return compute()
         finally:
             self.digests = before
 
@@ -144,12 +142,11 @@ class Leader:
 
     def _compute(self, call: Call, compute: Compute) -> _Computed:
         computed_at, began = self._clock.time(), self._clock.monotonic()
-        with self._inside.computing(call.digest):
-            value = compute()
+        value = self._inside.run(call.digest, compute)
         seconds = self._clock.monotonic() - began
         self._events.emit(Event.COMPUTED, call.memo.task, seconds=seconds)
         ttl = self._ttl(call, value)
-        draw = chance.random()
+        draw = chance.random() if call.memo.policy.jitter else 0.0
         times = times_of(call.memo.policy, ttl or call.memo.policy.ttl, computed_at, seconds, draw)
         codec = call.memo.codec
         try:
@@ -221,8 +218,7 @@ class Leader:
 def _copier(call: Call, body: bytes | None, stamp: bytes) -> Callable[[], object] | None:
     if body is None:
         return None
-    raw = unpack(body + stamp)
-    return lambda: call.memo.codec.decode(raw, call.digest)
+    return lambda: call.memo.codec.decode(unpack(body + stamp), call.digest)
 
 
 def error_key(digest: str) -> str:

@@ -5,7 +5,6 @@ An L2 answer is one of three small classes, so that the pure decisions can match
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -238,14 +237,24 @@ class Renewer(Protocol):
         """Without leases and without a thread."""
 
 
+class Waiting(Protocol):
+    """One thread that may have to wait."""
+
+    def clear(self) -> None:
+        """Forgets wake-ups so far: to be called before L2 is asked."""
+
+    def wait(self, timeout: float) -> bool:
+        """Waits to be woken, up to so many seconds; false if it was not."""
+
+
 class WakeUps(Protocol):
     """Where wake-ups reach the threads that wait."""
 
     told: Callable[[str | None], None]
     """Called with each key that is woken, and with ``None`` when all are."""
 
-    def registered(self, digest: str) -> AbstractContextManager[threading.Event]:
-        """An event that the key's next wake-up sets."""
+    def registered(self, digest: str) -> AbstractContextManager[Waiting]:
+        """A waiter that the key's next wake-up wakes."""
 
     def reset_after_fork(self) -> None:
         """Nobody waits."""

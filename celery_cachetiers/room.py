@@ -194,6 +194,15 @@ class Room:
                 table.gone.append(guest.token)
             return self._look(table)
 
+    def ended_alone(self, guest: Guest) -> bool:
+        """The same in short, for the usual case that nobody waits for it; false if there is more to do."""
+        with self._lock:
+            table = self._tables.get(guest.call.digest)
+            if table is None or table.runs is not guest or table.held or table.looking or table.gone:
+                return False
+            del self._tables[guest.call.digest]
+            return True
+
     def woken(self, digest: str) -> list[Action]:
         """The key's leader has come to an end, or may have."""
         with self._lock:

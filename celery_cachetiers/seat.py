@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery.exceptions import Ignore
 
 _SEAT = "cachetiers_seat"
 
 
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """A request that goes to the pool.
+class Seat(NamedTuple):
+    """A request that goes to the pool. A tuple, as it is pickled with every request.
 
     Attributes:
         nonce: Names its attempt, so that the main process can free its lease when the child is gone.

@@ -191,6 +191,8 @@ class WaitingRoom(bootsteps.StartStopStep):
                 self._has_ended(guest, lost=True)
 
     def _has_ended(self, guest: Guest, *, lost: bool) -> None:
+        if not lost and self.room.ended_alone(guest):
+            return
         self._soon(lambda: self._do(self.room.ended(guest, lost=lost)))
 
     def _is_given_back(self, guest: Guest, given_back: GivenBack) -> None:

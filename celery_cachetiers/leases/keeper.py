@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from celery_cachetiers.clock import Clock
@@ -28,6 +27,29 @@ that is kept for a moment wakes nobody."""
 class _Kept:
     request: LeaseRequest
     due: float
+
+
+class _Keeping:
+    """A block during which a lease is kept alive."""
+
+    __slots__ = ("_keeper", "_kept")
+
+    def __init__(self, keeper: Keeper, kept: _Kept) -> None:
+        self._keeper, self._kept = keeper, kept
+
+    def __enter__(self) -> None:
+        keeper, kept = self._keeper, self._kept
+        with keeper._changed:
+            keeper._interval = min(keeper._interval, kept.request.lease_ttl / 3)
+            keeper._kept[kept.request.token] = kept
+            if keeper._thread is None and not keeper._closed:
+                keeper._thread = started("cachetiers-keeper", keeper._run)
+            if kept.due < keeper._looks_at:
+                keeper._changed.notify()
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._keeper._changed:
+            self._keeper._kept.pop(self._kept.request.token, None)
 
 
 class Keeper:
@@ -53,22 +75,9 @@ class Keeper:
         self._interval = IDLE
         self._closed = False
 
-    @contextmanager
-    def keeping(self, request: LeaseRequest) -> Iterator[None]:
+    def keeping(self, request: LeaseRequest) -> _Keeping:
         """Keeps a lease alive until the block ends."""
-        kept = _Kept(request, self._monotonic() + request.lease_ttl / 3)
-        with self._changed:
-            self._interval = min(self._interval, request.lease_ttl / 3)
-            self._kept[request.token] = kept
-            if self._thread is None and not self._closed:
-                self._thread = started("cachetiers-keeper", self._run)
-            if kept.due < self._looks_at:
-                self._changed.notify()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._kept.pop(request.token, None)
+        return _Keeping(self, _Kept(request, self._monotonic() + request.lease_ttl / 3))
 
     def close(self) -> None:
         """Ends the thread; leases in its hands run out by themselves."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -11,6 +13,23 @@ from celery_cachetiers.ports import Mark
 from celery_cachetiers.testing import Gate
 
 MARK = Mark(0, 0)
+
+
+@contextmanager
+def led(flights: Flights, digest: str, flight: Flight) -> Iterator[None]:
+    """A lead that ends with the block, as the engine's does, whatever happens in it."""
+    try:
+        yield
+    finally:
+        flights.land(digest, flight)
+
+
+def followed(flights: Flights, digest: str = "a") -> threading.Event:
+    """What a follower of the flight under way waits for."""
+    flight, leads = flights.join(digest, MARK)
+    assert leads is False
+    assert flight.done is not None
+    return flight.done
 
 
 def test_the_first_leads_and_the_others_follow_the_same_flight() -> None:
@@ -26,10 +45,11 @@ def test_the_first_leads_and_the_others_follow_the_same_flight() -> None:
 def test_followers_are_woken_with_what_the_leader_brought() -> None:
     flights, landing = Flights(), Landing(lambda: "value", 1.0)
     flight, _ = flights.join("a", MARK)
-    with flights.landing("a", flight):
+    done = followed(flights)
+    with led(flights, "a", flight):
         flight.landing = landing
 
-    assert flight.done.is_set()
+    assert done.is_set()
     assert flight.landing is landing
 
 
@@ -37,37 +57,39 @@ def test_followers_are_woken_with_what_the_leader_brought() -> None:
 def test_followers_are_woken_without_a_landing_when_the_leader_failed(error: type[BaseException]) -> None:
     flights = Flights()
     flight, _ = flights.join("a", MARK)
-    with pytest.raises(error), flights.landing("a", flight):
+    done = followed(flights)
+    with pytest.raises(error), led(flights, "a", flight):
         raise error
 
-    assert flight.done.is_set()
+    assert done.is_set()
     assert flight.landing is None
 
 
 def test_whoever_comes_after_the_end_leads_a_flight_of_their_own() -> None:
     flights = Flights()
     first, _ = flights.join("a", MARK)
-    with flights.landing("a", first):
+    with led(flights, "a", first):
         pass
     second, leads = flights.join("a", MARK)
 
     assert leads is True
     assert second is not first
-    assert not second.done.is_set()
+    assert not followed(flights).is_set()
 
 
 def test_a_flight_has_left_the_table_before_its_followers_are_woken() -> None:
     flights = Flights()
     flight, _ = flights.join("a", MARK)
     seen: list[bool] = []
-    wake = flight.done.set
+    done = followed(flights)
+    wake = done.set
 
     def joins_when_woken() -> None:
         seen.append(flights.join("a", MARK)[0] is flight)
         wake()
 
-    flight.done.set = joins_when_woken  # type: ignore[method-assign]  # the instant between the two steps
-    with flights.landing("a", flight):
+    done.set = joins_when_woken  # type: ignore[method-assign]  # the instant between the two steps
+    with led(flights, "a", flight):
         pass
 
     assert seen == [False]
@@ -76,7 +98,7 @@ def test_a_flight_has_left_the_table_before_its_followers_are_woken() -> None:
 def test_the_end_of_one_flight_never_removes_another() -> None:
     flights = Flights()
     first, _ = flights.join("a", MARK)
-    with flights.landing("a", first):
+    with led(flights, "a", first):
         with flights._lock:
             del flights._flights["a"]  # as after a fork in between
         second, _ = flights.join("a", MARK)
@@ -113,12 +135,13 @@ def test_a_flight_that_is_given_up_is_replaced_by_exactly_one_of_those_who_give_
 def test_the_end_of_a_flight_that_was_given_up_wakes_its_followers_and_leaves_its_successor() -> None:
     flights = Flights()
     overdue, _ = flights.join("a", MARK)
-    with flights.landing("a", overdue):
+    done = followed(flights)
+    with led(flights, "a", overdue):
         successor, leads = flights.join("a", MARK, instead_of=overdue)
     assert leads is True
 
-    assert overdue.done.is_set()
-    assert not successor.done.is_set()
+    assert done.is_set()
+    assert not followed(flights).is_set()
     assert flights.join("a", MARK) == (successor, False)
     assert flights.join("a", MARK, instead_of=overdue) == (successor, False)
 
@@ -161,11 +184,12 @@ def test_a_failed_leader_then_a_newcomer_never_gives_two_computes_at_once() -> N
                 joins.append(leads)
                 arrived.release()
                 if not leads:
+                    assert flight.done is not None
                     flight.done.wait(10)
                     if flight.landing is not None:
                         return
                     continue
-                with flights.landing("a", flight), computes:
+                with led(flights, "a", flight), computes:
                     if fails:
                         failing.pass_through()
                         return
@@ -200,9 +224,10 @@ def test_a_failed_leader_then_a_newcomer_never_gives_two_computes_at_once() -> N
 
 def test_a_forked_child_has_no_flights_and_a_lock_of_its_own() -> None:
     flights = Flights()
-    flight, _ = flights.join("a", MARK)
+    flights.join("a", MARK)
+    done = followed(flights)
     with flights._lock:  # another thread of the parent held it at the fork
         flights.reset_after_fork()
 
         assert flights.join("a", MARK)[1] is True
-    assert not flight.done.is_set()
+    assert not done.is_set()

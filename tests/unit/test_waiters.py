@@ -12,7 +12,7 @@ def test_a_wake_up_reaches_all_who_wait_for_the_key_and_nobody_else() -> None:
     with waiters.registered("a") as first, waiters.registered("a") as second, waiters.registered("b") as other:
         waiters.wake("a")
 
-        assert [event.is_set() for event in (first, second, other)] == [True, True, False]
+        assert [waiter.woken for waiter in (first, second, other)] == [True, True, False]
 
 
 def test_a_wake_up_between_registering_and_waiting_is_not_lost() -> None:
@@ -27,7 +27,7 @@ def test_a_wake_up_for_a_key_that_nobody_waits_for_does_nothing() -> None:
     waiters = Waiters()
     waiters.wake("a")
     with waiters.registered("a") as woken:
-        assert woken.is_set() is False
+        assert woken.woken is False
 
 
 def test_a_gap_wakes_everybody() -> None:
@@ -35,8 +35,8 @@ def test_a_gap_wakes_everybody() -> None:
     with waiters.registered("a") as first, waiters.registered("b") as second:
         waiters.wake_all()
 
-        assert first.is_set()
-        assert second.is_set()
+        assert first.woken
+        assert second.woken
 
 
 def test_who_has_left_is_forgotten_and_who_stays_is_not() -> None:
@@ -47,7 +47,7 @@ def test_who_has_left_is_forgotten_and_who_stays_is_not() -> None:
         assert len(waiters) == 1
         waiters.wake("a")
 
-        assert stays.is_set()
+        assert stays.woken
     assert repr(waiters) == "<Waiters: 0 for 0 keys>"
 
 
@@ -68,7 +68,7 @@ def test_a_forked_child_has_no_waiters_and_a_lock_of_its_own() -> None:
         waiters.reset_after_fork()
         waiters.wake("a")
 
-        assert parents.is_set() is False
+        assert parents.woken is False
     assert len(waiters) == 0
 
 
