@@ -57,7 +57,7 @@ def make_app(queue: str, url: str, seconds: float = 0.0) -> Celery:
     app.finalize()
     if queue == BLOCKING:
         steps = app.steps["consumer"]
-        steps -= {step for step in steps if step.name.startswith(WAITING_ROOM)}
+        steps -= {step for step in steps if str(step).startswith(WAITING_ROOM)}
     _time_slots(app.tasks["slow"], counts)
     return app
 

@@ -46,7 +46,9 @@ class Memoized:
         self._takes_models = _takes_models(task)
         self._told: set[str] = set()
         self.answers_at_publish = self.policy.publish_hits and not _overrides(task, HANDLERS)
-        self.answers_in_main = not _overrides(task, HANDLERS)
+        # What runs in a worker's main process is ours and Celery's: a task with code of its own there goes to the pool.
+        self.answers_in_main = not (_overrides(task, HANDLERS) or getattr(task, "calls_itself", False))
+        self.fails_in_main = self.answers_in_main and not _overrides(task, ("on_failure", "on_retry"))
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """The call. Raises `TypeError` for wrong arguments, `UncacheableArgument` for one without a canonical form."""

@@ -192,6 +192,11 @@ class CachedTaskMixin(OnCommitMixin):
     # -- both -------------------------------------------------------------------------------------------------------
 
     @property
+    def calls_itself(self) -> bool:
+        """Whether a subclass has a ``__call__`` of its own around ours."""
+        return type(self).__call__ is not CachedTaskMixin.__call__
+
+    @property
     def memoized(self) -> Memoized:
         """The task's side of the engine, made at first use. Raises `ConfigurationError`."""
         return self._memoized or self._memoize()

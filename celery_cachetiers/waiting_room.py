@@ -278,13 +278,15 @@ class WaitingRoom(bootsteps.StartStopStep):
     def _give(self, guest: Guest, shared: Shared) -> None:
         self._release(guest)
         memoized: Memoized = guest.request.task.memoized
-        if memoized.answers_in_main:
+        if memoized.answers_in_main if shared.error is None else memoized.fails_in_main:
             event = Event.HIT if shared.stale else Event.COALESCED
             details = {"tier": "l2", "stale": True} if shared.stale else {"key": guest.call.digest}
             memoized.extension.events.emit(event, memoized.name, **details)
             self._answering.give(guest.request, Answer(shared.copy, shared.error))
         else:
-            self._hand_on(guest.request)  # its handlers are the user's: a slot for a moment, where L2 is read again
+            # Its handlers are the user's: it takes a slot for a moment, in which the same is found again.
+            give_seat(guest.request, Seat("", waits_for=guest.waits_for, holds=False))
+            self._hand_on(guest.request)
 
     def _put_back(self, guest: Guest) -> None:
         """Back to the broker for a while: publishing may take its time, so not here."""
