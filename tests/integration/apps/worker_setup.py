@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -72,9 +72,9 @@ class Deployment:
         # Celery refuses pickle to root, who runs the tests in containers.
         return {VARIABLE: json.dumps(given), "C_FORCE_ROOT": "1"}
 
-    def worker(self, *options: str, **keywords: Any) -> Worker:
-        """A worker, not yet started."""
-        return Worker(APP, *options, env=self.environment(), **keywords)
+    def worker(self, *options: str, conf: Mapping[str, Any] | None = None, **keywords: Any) -> Worker:
+        """A worker, not yet started; with other settings, if any are given."""
+        return Worker(APP, *options, env=self.environment(**(conf or {})), **keywords)
 
     @contextmanager
     def beat(self, **conf: object) -> Iterator[Process]:
