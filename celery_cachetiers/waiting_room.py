@@ -249,6 +249,8 @@ class WaitingRoom(bootsteps.StartStopStep):
                     self._give(guest, shared)
                 case PutBack(guest):
                     self._put_back(guest)
+                case Look(call, gone=gone) if self._closing:
+                    _free(CacheTiers(self.app).cache, call, gone)  # nobody waits here any longer
                 case Look():
                     self._looks.submit(self._look, action)
                 case LookLater(digest, seconds):

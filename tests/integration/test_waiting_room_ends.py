@@ -450,6 +450,22 @@ def test_a_cold_shutdown_gives_the_leader_and_all_held_requests_back_to_the_brok
     assert book.computes(name) == 2
 
 
+def test_a_child_that_is_lost_during_a_warm_shutdown_leaves_no_lease_behind(start: Start, name: str) -> None:
+    deployment, worker = start()
+    book = deployment.book
+    led = Led(deployment, "ends", name)
+    worker.terminate()
+    worker.wait_for_log("Warm shutdown")
+    worker.kill_child(led.pid)
+    wait_until(lambda: not worker.running, timeout=PATIENCE, message="end of the worker")
+    worker.start()
+    assert book.started(name, timeout=PROMPTLY)[0] == 2
+    book.open_gate(name)
+
+    assert led.values() == [f"{name}#2"] * 2
+    assert_ends(led.leader, "FAILURE")
+
+
 @pytest.mark.rabbitmq
 def test_after_the_kill_of_a_whole_worker_a_follower_of_another_takes_over_within_the_lease(
     start: Start, rabbit_server: RabbitServer, name: str
