@@ -5,15 +5,12 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from typing import Any
 
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from celery.exceptions import TaskRevokedError
-from celery.result import AsyncResult
 
-from tests.integration.apps.worker_setup import Deployment, new_name
+from tests.integration.apps.worker_setup import Deployment, Led, Start, assert_ends, new_name, starter
 from tests.processes import wait_until
 from tests.proxy import RedisProxy
 from tests.rabbit import RabbitServer
@@ -55,36 +52,6 @@ def name(deployment: Deployment) -> Iterator[str]:
     name = new_name()
     yield name
     deployment.book.open_gate(name)
-
-
-class Led:
-    """A leader that computes, held at its gate, and requests that a worker holds for it.
-
-    Attributes:
-        pid: The process that computes.
-    """
-
-    def __init__(self, deployment: Deployment, task: str, name: str, followers: int = 2, **options: Any) -> None:
-        self._deployment, self._task, self._name = deployment, task, name
-        deployment.book.put_up_gate(name)
-        self.leader = deployment.app.send_task(task, (name,), **options)
-        _, self.pid = deployment.book.started(name)
-        self.followers: list[AsyncResult[Any]] = []
-        self.hold(followers)
-
-    def hold(self, count: int = 1, **options: Any) -> None:
-        """So many more requests, held when this returns."""
-        for _ in range(count):
-            self.followers.append(self._deployment.app.send_task(self._task, (self._name,), **options))
-        self._deployment.wait_for_held(len(self.followers), self._task, self._name)
-
-    def values(self) -> list[Any]:
-        """What the followers got."""
-        return [follower.get(timeout=PATIENCE) for follower in self.followers]
-
-
-def assert_ends(result: AsyncResult[Any], state: str, timeout: float = PATIENCE) -> None:
-    wait_until(lambda: result.state == state, timeout=timeout, message=f"{state} of {result!r}")
 
 
 # -- the leader's body --------------------------------------------------------------------------------------------
@@ -384,27 +351,14 @@ def test_a_leader_that_is_stopped_past_its_lease_is_replaced_by_one_of_those_tha
 
 # -- the whole worker ---------------------------------------------------------------------------------------------
 
-Start = Callable[..., tuple[Deployment, Worker]]
 HELD = 30
 """More than a worker takes from its broker at once."""
 
 
 @pytest.fixture
 def start(servers: RedisServers) -> Iterator[Start]:
-    """`start(*options, settings={}, broker=None, cache=None, **keywords)`: a deployment and its ready worker."""
-    with ExitStack() as stack:
-
-        def go(*options: str, settings: dict[str, Any] | None = None, broker: str | None = None,
-               cache: str | None = None, **keywords: Any) -> tuple[Deployment, Worker]:  # fmt: skip
-            deployment = stack.enter_context(
-                Deployment(servers.shared(), broker=broker, cache=cache, **(settings or {}))
-            )
-            worker = deployment.worker(*options, **{"concurrency": 2, **keywords})
-            stack.enter_context(worker)
-            stack.callback(lambda: print(f"---- log of {worker!r}\n{worker.log_tail(200)}"))
-            return deployment, worker
-
-        yield go
+    with starter(servers) as start:
+        yield start
 
 
 @pytest.fixture(params=["redis", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
