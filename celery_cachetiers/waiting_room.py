@@ -24,12 +24,11 @@ from typing import Any, Final
 
 from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]  # not in the stubs
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
-from celery import bootsteps, signals
+from celery import Task, bootsteps, signals
 from celery.worker import state
 
 from celery_cachetiers.answering import Answering
 from celery_cachetiers.app import CacheTiers
-from celery_cachetiers.clock import chance
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import ConfigurationError, TierUnavailable
 from celery_cachetiers.events import Event
@@ -50,8 +49,8 @@ RUN: Final = 0x1
 """The state of a blueprint that neither stops nor has stopped (``celery.bootsteps.RUN``)."""
 CLOSING: Final = 5.0
 """Seconds that a shutdown waits for the answer under way."""
-PUT_BACK_FOR: Final = (1.0, 3.0)
-"""Seconds for which a request goes back to the broker when the room is full."""
+PUT_BACK_EVERY: Final = 0.02
+"""Seconds between two requests that go back to the broker as the room is full: a worker must not spin with them."""
 TIMEOUTS: Final = {"redis": 3600.0, "amqp": 1800.0}
 """Seconds after which a broker delivers an unacknowledged message again, by its defaults."""
 TIMEOUT_NAMES: Final = {
@@ -85,11 +84,13 @@ class WaitingRoom(bootsteps.StartStopStep):
         self._answering = Answering(self.app, self._soon)
         self._looks = ThreadPoolExecutor(1, "cachetiers-looks")
         self._ticking: Any = None
+        self._grows = False
+        self._next_put_back = 0.0  # by the monotonic clock
 
     def start(self, consumer: Any) -> None:
         """The worker is connected to its broker."""
         self._loop.start()
-        self.room.capacity = _capacity(consumer)
+        self.room.capacity, self._grows = _capacity(consumer)
         tiers = CacheTiers(self.app)
         if tiers.settings.enabled and tiers.cache.parts.backplane is not None:
             tiers.cache.parts.wake_ups.told = self._told
@@ -116,6 +117,7 @@ class WaitingRoom(bootsteps.StartStopStep):
         self._looks.shutdown(wait=False, cancel_futures=True)
         for request in (*requests, *self._answering.close(CLOSING)):
             _put_back_now(request)
+        self._loop.settle()
         self._loop.stop()
 
     def terminate(self, consumer: Any) -> None:
@@ -252,6 +254,8 @@ class WaitingRoom(bootsteps.StartStopStep):
                     self._give(guest, shared)
                 case PutBack(guest):
                     self._put_back(guest)
+                case Look(call, gone=gone) if self._closing:
+                    _free(CacheTiers(self.app).cache, call, gone)  # nobody waits here any longer
                 case Look():
                     self._looks.submit(self._look, action)
                 case LookLater(digest, seconds):
@@ -289,14 +293,22 @@ class WaitingRoom(bootsteps.StartStopStep):
             self._hand_on(guest.request)
 
     def _put_back(self, guest: Guest) -> None:
-        """Back to the broker for a while: publishing may take its time, so not here."""
-        self._looks.submit(self._publish_again, guest.request)
+        """Back to the broker, behind all others: publishing may take its time, so not here.
+
+        Without a countdown: the request would be at this worker again at once, and count against the very prefetch
+        count that cannot grow, until it is due.
+        """
+        now = time.monotonic()
+        self._next_put_back = max(self._next_put_back + PUT_BACK_EVERY, now)
+        submit = partial(self._looks.submit, self._publish_again, guest.request)
+        self.consumer.timer.call_after(self._next_put_back - now, self._soon, (submit,))
 
     def _publish_again(self, request: Any) -> None:
         context = request._context
-        countdown = chance.uniform(*PUT_BACK_FOR)
         try:
-            request.task.signature_from_request(context, countdown=countdown, retries=context.retries).apply_async()
+            again = request.task.signature_from_request(context, retries=context.retries)
+            # Past the publish seam: what has been a message remains one, whatever there is by now.
+            Task.apply_async(request.task, again.args, again.kwargs, **again.options)
         except Exception as error:
             logger.warning("celery-cachetiers: %s could not be published again: %r", request.id, error)
             self._soon(partial(_put_back_now, request))
@@ -319,9 +331,12 @@ class WaitingRoom(bootsteps.StartStopStep):
     def _grow(self, guest: Guest, by: int) -> None:
         """A held message does not count against the prefetch count, so that others keep coming."""
         guest.counted = by > 0
+        if not self._grows:
+            return
         qos = self.consumer.qos
         if by > 0:
             qos.increment_eventually()
+            self._soon(_nothing)  # the loop tells the broker each time it comes around, and may sleep for a second
         else:
             qos.decrement_eventually()
 
@@ -352,7 +367,8 @@ class WaitingRoom(bootsteps.StartStopStep):
 class _Loop:
     """The worker's event loop: acts run in it, one after the other, in the order they were given.
 
-    Before kombu 5.7 ``call_soon`` does not interrupt a loop that sleeps, for up to a second: a socket does.
+    A socket brings it around at once. ``Hub.call_soon`` does not, for up to a second, before kombu 5.7, and in all
+    versions not from a callback that the loop itself has just taken up.
     """
 
     def __init__(self, consumer: Any) -> None:
@@ -361,11 +377,11 @@ class _Loop:
         self._poke: tuple[socket.socket, socket.socket] | None = None
 
     def start(self) -> None:
-        if not hasattr(self._hub, "_waker"):
-            self._poke = socket.socketpair()
-            for end in self._poke:
-                end.setblocking(False)
-            self._hub.add_reader(self._poke[0], self._poked)
+        self._poke = socket.socketpair()
+        for end in self._poke:
+            end.setblocking(False)
+        self._hub.add_reader(self._poke[0], self._poked)
+        self.soon(_nothing)  # what was asked for while there was no connection
 
     def stop(self) -> None:
         poke, self._poke = self._poke, None
@@ -377,9 +393,7 @@ class _Loop:
     def soon(self, act: Callable[[], None]) -> None:
         self._acts.append(act)
         poke = self._poke
-        if poke is None:
-            self._hub.call_soon(self._run)
-        else:
+        if poke is not None:
             with suppress(OSError):  # full: it will be read; closed: the connection is made anew
                 poke[1].send(b"x")
 
@@ -387,9 +401,10 @@ class _Loop:
         if self._poke is not None:
             with suppress(OSError):
                 self._poke[0].recv(4096)
-        self._run()
+        self.settle()
 
-    def _run(self) -> None:
+    def settle(self) -> None:
+        """Does what it was asked for: in the loop, and once more when that has ended."""
         while self._acts:
             _safely(self._acts.popleft())
 
@@ -411,9 +426,16 @@ class _Clerk:
     def soon(self, act: Callable[[], None]) -> None:
         self._acts.put(act)
 
+    def settle(self) -> None:
+        """Its thread outlives the connection: nothing is left behind."""
+
     def _run(self) -> None:
         while (act := self._acts.get()) is not None:
             _safely(act)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _safely(act: Callable[[], None]) -> None:
@@ -436,16 +458,20 @@ def _takes_part(memoized: Memoized, request: Any) -> bool:
     )
 
 
-def _capacity(consumer: Any) -> int:
-    """How many requests may be held: few, where the prefetch count cannot grow by them."""
-    spare = max(consumer.initial_prefetch_count - consumer.pool.num_processes, 0)
-    driver = consumer.connection.transport.driver_type
-    if driver == "amqp" and not consumer.qos_global:  # quorum queues
-        return int(spare // 2)
-    limit = consumer.qos.max_prefetch
-    if limit is not None:
-        return int(min(MOST_HELD, max(limit - consumer.initial_prefetch_count, spare) // 2))
-    return MOST_HELD
+def _capacity(consumer: Any) -> tuple[int, bool]:
+    """How many requests may be held, and whether the prefetch count grows by them.
+
+    Where it cannot grow by as many, half of what the worker takes in advance may be held. It must not grow past its
+    limit: kombu caps what is added, and not what is taken away again.
+    """
+    prefetched, limit = consumer.initial_prefetch_count, consumer.qos.max_prefetch
+    if not prefetched:  # no limit at all
+        return MOST_HELD, False
+    spare = max(prefetched - consumer.pool.num_processes, 0) // 2
+    if consumer.connection.transport.driver_type == "amqp" and not consumer.qos_global:  # quorum queues
+        return spare, False
+    most = MOST_HELD if limit is None else min((limit - prefetched) // 2, MOST_HELD)
+    return (most, True) if most > spare else (spare, False)
 
 
 def _turnover(app: Any) -> float:

@@ -122,6 +122,10 @@ class Worker:
         """SIGTERM without waiting for the end."""
         self._process.send_signal(signal.SIGTERM)
 
+    def quit(self) -> None:
+        """SIGQUIT: a cold shutdown, running tasks are cut short. Does not wait for the end."""
+        self._process.send_signal(signal.SIGQUIT)
+
     def kill(self) -> None:
         """SIGKILL for the main process and its children: power off."""
         self._process.kill()

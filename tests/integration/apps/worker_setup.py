@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Self
 
 from celery import Celery
+from celery.result import AsyncResult
 from celery.signals import before_task_publish
 
 from celery_cachetiers import CacheTiers
 from tests.integration.apps.worker_book import Book
 from tests.integration.apps.worker_tasks import VARIABLE, build, configuration
 from tests.processes import ROOT, Process, remove_directory, scratch_directory, wait_until
-from tests.servers import RedisServer
+from tests.servers import RedisServer, RedisServers
 from tests.workers import Worker
 
 APP = "tests.integration.apps.worker_app"
@@ -84,9 +86,9 @@ class Deployment:
         # Celery refuses pickle to root, who runs the tests in containers.
         return {VARIABLE: json.dumps(given), "C_FORCE_ROOT": "1"}
 
-    def worker(self, *options: str, **keywords: Any) -> Worker:
-        """A worker, not yet started."""
-        return Worker(APP, *options, env=self.environment(), **keywords)
+    def worker(self, *options: str, conf: Mapping[str, Any] | None = None, **keywords: Any) -> Worker:
+        """A worker, not yet started; with other settings, if any are given."""
+        return Worker(APP, *options, env=self.environment(**(conf or {})), **keywords)
 
     @contextmanager
     def beat(self, **conf: object) -> Iterator[Process]:
@@ -197,6 +199,98 @@ class Call:
     def answer(self, timeout: float = 20.0) -> Any:
         (value,) = self.answers(timeout)
         return value
+
+
+class Led:
+    """A leader that computes, held at its gate, and requests that a worker holds for it.
+
+    Attributes:
+        pid: The process that computes.
+    """
+
+    def __init__(self, deployment: Deployment, task: str, name: str, followers: int = 2, **options: Any) -> None:
+        self._deployment, self._task, self._name = deployment, task, name
+        deployment.book.put_up_gate(name)
+        self.leader = deployment.app.send_task(task, (name,), **options)
+        _, self.pid = deployment.book.started(name)
+        self.followers: list[AsyncResult[Any]] = []
+        self.hold(followers)
+
+    def send(self, count: int = 1, **options: Any) -> None:
+        """So many more requests."""
+        for _ in range(count):
+            self.followers.append(self._deployment.app.send_task(self._task, (self._name,), **options))
+
+    def hold(self, count: int = 1, **options: Any) -> None:
+        """So many more requests, held when this returns."""
+        self.send(count, **options)
+        self._deployment.wait_for_held(len(self.followers), self._task, self._name)
+
+    def values(self) -> list[Any]:
+        """What the followers got."""
+        return [follower.get(timeout=20) for follower in self.followers]
+
+
+def assert_ends(result: AsyncResult[Any], state: str, timeout: float = 20) -> None:
+    """Returns when the result has come to a state. Raises `TimeoutError`."""
+    wait_until(lambda: result.state == state, timeout=timeout, message=f"{state} of {result!r}")
+
+
+Start = Callable[..., tuple[Deployment, Worker]]
+
+
+@contextmanager
+def starter(servers: RedisServers) -> Iterator[Start]:
+    """`start(*options, settings={}, broker=None, cache=None, **keywords)`: a deployment and its ready worker.
+
+    Everything is in the servers' shared one, unless a test says otherwise.
+    """
+    with ExitStack() as stack:
+
+        def start(*options: str, settings: Mapping[str, Any] | None = None, broker: str | None = None,
+                  cache: str | None = None, **keywords: Any) -> tuple[Deployment, Worker]:  # fmt: skip
+            deployment = stack.enter_context(
+                Deployment(servers.shared(), broker=broker, cache=cache, **(settings or {}))
+            )
+            worker = deployment.worker(*options, **{"concurrency": 2, **keywords})
+            stack.enter_context(worker)
+            stack.callback(lambda: print(f"---- log of {worker!r}\n{worker.log_tail(200)}"))
+            return deployment, worker
+
+        yield start
+
+
+@contextmanager
+def events(deployment: Deployment) -> Iterator[dict[str, list[str]]]:
+    """The types of the task events that come meanwhile, by task id. The worker sends them with ``-E``."""
+    found: dict[str, list[str]] = {}
+    ready, over, heard = threading.Event(), threading.Event(), threading.Event()
+
+    def note(event: dict[str, Any]) -> None:
+        if event["type"].startswith("task-"):
+            found.setdefault(event["uuid"], []).append(event["type"])
+        elif event["type"] == "cache-probe":
+            heard.set()
+
+    def hear() -> None:
+        with deployment.app.connection_for_read() as connection:
+            receiver = deployment.app.events.Receiver(connection, handlers={"*": note})
+            with receiver.consumer_context() as (drained, _, _):
+                ready.set()
+                while not over.is_set():
+                    with suppress(TimeoutError):
+                        drained.drain_events(timeout=0.2)
+
+    thread = threading.Thread(target=hear)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        with deployment.app.events.default_dispatcher() as dispatcher:  # it listens some time after it says so
+            wait_until(lambda: dispatcher.send("cache-probe") or heard.wait(0.1), timeout=20, message="the receiver")
+        yield found
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager

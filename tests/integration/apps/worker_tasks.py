@@ -11,6 +11,7 @@ from celery import Celery
 
 from celery_cachetiers import CachedTask, CacheTiers
 from celery_cachetiers.events import Event
+from tests.integration.apps import worker_ends
 from tests.integration.apps.worker_book import Book
 
 VARIABLE = "CACHETIERS_TEST_APP"
@@ -75,6 +76,7 @@ def build(given: Mapping[str, Any] | None = None) -> Celery:
 
     _declare_nested(app, book)
     _declare_canvas(app, book)
+    worker_ends.declare(app, book)
     app.finalize()
     return app
 
