@@ -21,7 +21,6 @@ from tests.integration.apps.worker_setup import (
     starter,
 )
 from tests.processes import wait_until
-from tests.rabbit import RabbitServer
 from tests.servers import RedisServers
 from tests.workers import Worker
 
@@ -130,10 +129,8 @@ def _runs(deployment: Deployment, task_id: str) -> int:
     return sum(note.startswith("success:") for note in notes)
 
 
-def test_the_prefetch_count_is_what_it_was_when_nobody_waits_any_longer(
-    start: Start, rabbit_server: RabbitServer, name: str
-) -> None:
-    deployment, worker = start("--prefetch-multiplier=4", settings={"worker_eta_task_limit": 9})
+def test_the_prefetch_count_is_what_it_was_when_nobody_waits_any_longer(start: Start, name: str) -> None:
+    deployment, worker = start(settings={"worker_prefetch_multiplier": 4, "worker_eta_task_limit": 9})
     for number in range(3):
         led = Led(deployment, "ends", f"{name}-{number}", 0)
         led.send(10)
@@ -303,6 +300,21 @@ def test_a_request_that_gave_its_slot_back_tells_of_it_and_is_then_answered(
     notes = [note.split(":")[0] for note in deployment.book.client.lrange(f"signals:{follower.id}", 0, -1)]
     assert notes == ["prerun", "postrun IGNORED", "prerun", "success", "postrun SUCCESS"]
     assert deployment.book.computes(name) == 1
+
+
+def test_to_terminate_a_request_that_gave_its_slot_back_ends_no_process(
+    deployment: Deployment, worker: Worker, name: str
+) -> None:
+    children = worker.children()
+    with _leading_here(deployment, "ends.short", name):
+        follower = deployment.app.send_task("ends.short", (name,))
+        deployment.wait_for_held(1, "ends.short", name)
+        follower.revoke(terminate=True, signal="SIGKILL")
+        assert_ends(follower, "REVOKED", timeout=2.5)
+        pids = {deployment.app.send_task("pid").get(timeout=PATIENCE) for _ in range(20)}
+
+        assert worker.children() == children
+        assert pids <= set(children)
 
 
 @contextmanager

@@ -349,6 +349,20 @@ def test_a_leader_that_is_stopped_past_its_lease_is_replaced_by_one_of_those_tha
     assert book.computes(name) == 2
 
 
+def test_a_leader_that_outlasts_the_wait_limit_is_replaced_by_one_follower_for_whom_the_others_wait(
+    deployment: Deployment, worker: Worker, name: str
+) -> None:
+    book = deployment.book
+    led = Led(deployment, "work.limited", name, 3)
+    assert book.started(name, timeout=1.0 + PROMPTLY)[0] == 2
+    book.open_gate(name, 2)
+
+    assert led.values() == [f"{name}#2"] * 3
+    book.open_gate(name, 1)
+    assert led.leader.get(timeout=PATIENCE) == f"{name}#1"
+    assert book.computes(name) == 2
+
+
 # -- the whole worker ---------------------------------------------------------------------------------------------
 
 HELD = 30
@@ -438,6 +452,23 @@ def test_after_the_kill_of_a_whole_worker_a_follower_of_another_takes_over_withi
         assert [each.get(timeout=PATIENCE) for each in others] == [f"{name}#2"] * 3
         assert [led.leader.get(timeout=PATIENCE), *led.values()] == [f"{name}#2"] * 3
     assert (book.computes(name), len(worker.children())) == (2, 2)
+
+
+@pytest.mark.slow
+def test_what_a_killed_worker_held_comes_back_from_redis_when_its_visibility_timeout_has_passed(
+    start: Start, name: str
+) -> None:
+    transport = {"visibility_timeout": 5, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
+    deployment, worker = start(settings={"cachetiers_wait_limit": 2.0, "broker_transport_options": transport})
+    book = deployment.book
+    led = Led(deployment, "ends.short", name, 5)
+    worker.kill()
+    worker.start()
+    assert book.started(name, timeout=5 + 1 + PROMPTLY)[0] == 2
+    book.open_gate(name)
+
+    assert [led.leader.get(timeout=PATIENCE), *led.values()] == [f"{name}#2"] * 6
+    assert book.computes(name) == 2
 
 
 # -- the broker ---------------------------------------------------------------------------------------------------
