@@ -6,6 +6,7 @@ Followers block in their slot, so one compute per key is the least; where a body
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -131,6 +132,26 @@ def test_the_error_links_of_a_failing_duplicate_run(deployment: Deployment, work
     for _ in range(2):
         assert book.client.blpop([f"noted:{name}"], timeout=PATIENCE)[1] == f"ValueError('{name}#1')"
     assert book.computes(name) == 1
+
+
+def test_the_stamps_of_every_duplicate_reach_its_links_as_in_stock_celery(
+    deployment: Deployment, work: Any, name: str
+) -> None:
+    deployment.book.put_up_gate(name)
+    noted, client = deployment.task("noted_stamps"), deployment.book.client
+    kinds = {"stock": deployment.task("same").s(f"{name}#1"), "duplicate": work.s(name), "leader": work.s(name)}
+    for kind, signature in kinds.items():
+        signature.link(noted.s(f"{name}-{kind}"))
+        signature.stamp(season="winter", kinds=["a", "b"])
+        signature.apply_async()
+    _computed_together(deployment, name)
+
+    found = [client.blpop([f"noted:{name}-{kind}"], timeout=PATIENCE) for kind in kinds]
+    stock, duplicate, leader = (json.loads(each[1]) for each in found)
+    assert duplicate == leader == stock
+    assert stock[0] == f"{name}#1"
+    assert stock[1]["season"] == "winter"
+    assert deployment.book.computes(name) == 1
 
 
 def test_a_chord_with_a_failing_header_fails_and_does_not_hang(

@@ -118,6 +118,10 @@ def _declare_canvas(app: Celery, book: Book) -> None:
     def noted(value: object, name: str) -> None:
         book.client.rpush(f"noted:{name}", str(value))
 
+    @app.task(shared=False, name="noted_stamps", bind=True)
+    def noted_stamps(self: Any, value: object, name: str) -> None:
+        book.client.rpush(f"noted:{name}", json.dumps([value, self.request.stamps, self.request.stamped_headers]))
+
     @app.task(shared=False, name="noted_error")
     def noted_error(request: Any, error: BaseException, traceback: object, name: str) -> None:
         book.client.rpush(f"noted:{name}", repr(error))
