@@ -11,38 +11,41 @@ has none (gevent, other transports), in a thread that may block. What asks Redis
 from __future__ import annotations
 
 import logging
-import queue
-import socket
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
-from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]  # not in the stubs
-from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery import Task, bootsteps, signals
 from celery.worker import state
 
 from celery_cachetiers.answering import Answering
 from celery_cachetiers.app import CacheTiers
+from celery_cachetiers.broker_limits import capacity, turnover
 from celery_cachetiers.entry import MISSING
-from celery_cachetiers.errors import ConfigurationError, TierUnavailable
+from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.events import Event
 from celery_cachetiers.following import Shared, Watched
+from celery_cachetiers.loops import Clerk, Loop, nothing
 from celery_cachetiers.memoized import Memoized
 from celery_cachetiers.publishing import MODE_HEADER
 from celery_cachetiers.room import Action, Give, Guest, Hold, Look, LookLater, PutBack, Room, Send
 from celery_cachetiers.seat import Answer, GivenBack, Seat, give_seat
 from celery_cachetiers.task import CachedTaskMixin
+from celery_cachetiers.worker_requests import (
+    LOST,
+    done_with,
+    exception_of,
+    given_back,
+    may_be_revoked,
+    put_back_now,
+    started,
+)
 
 logger = logging.getLogger("celery_cachetiers")
 
-MOST_HELD: Final = 10_000
-"""Requests held at most; RabbitMQ has no prefetch count above 65,535."""
 TICK: Final = 1.0
 """Seconds between two looks for requests that were revoked, expired or have waited for long enough."""
 RUN: Final = 0x1
@@ -51,13 +54,6 @@ CLOSING: Final = 5.0
 """Seconds that a shutdown waits for the answer under way."""
 PUT_BACK_EVERY: Final = 0.02
 """Seconds between two requests that go back to the broker as the room is full: a worker must not spin with them."""
-TIMEOUTS: Final = {"redis": 3600.0, "amqp": 1800.0}
-"""Seconds after which a broker delivers an unacknowledged message again, by its defaults."""
-TIMEOUT_NAMES: Final = {
-    "redis": "broker_transport_options['visibility_timeout']",
-    "amqp": "RabbitMQ's consumer_timeout, and name it, in seconds, as broker_transport_options['consumer_timeout']",
-}
-LOST: Final = (WorkerLostError, Terminated, TimeLimitExceeded, SystemExit)
 
 
 class WaitingRoom(bootsteps.StartStopStep):
@@ -74,13 +70,13 @@ class WaitingRoom(bootsteps.StartStopStep):
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         super().__init__(consumer, **kwargs)
         self.app = consumer.app
-        self.turnover = _turnover(self.app)
+        self.turnover = turnover(self.app)
         self.consumer = consumer
-        self.room = Room(time.monotonic, _started)
+        self.room = Room(time.monotonic, started)
         self._closing = False
         self._hand_on = consumer.on_task_request
         consumer.on_task_request = self.on_task_request  # before Tasks.start, which hands it to the strategies
-        self._loop = _Loop(consumer) if consumer.hub else _Clerk()
+        self._loop = Loop(consumer) if consumer.hub else Clerk()
         self._answering = Answering(self.app, self._soon)
         self._looks = ThreadPoolExecutor(1, "cachetiers-looks")
         self._ticking: Any = None
@@ -90,7 +86,7 @@ class WaitingRoom(bootsteps.StartStopStep):
     def start(self, consumer: Any) -> None:
         """The worker is connected to its broker."""
         self._loop.start()
-        self.room.capacity, self._grows = _capacity(consumer)
+        self.room.capacity, self._grows = capacity(consumer)
         tiers = CacheTiers(self.app)
         if tiers.settings.enabled and tiers.cache.parts.backplane is not None:
             tiers.cache.parts.wake_ups.told = self._told
@@ -116,7 +112,7 @@ class WaitingRoom(bootsteps.StartStopStep):
             return
         self._looks.shutdown(wait=False, cancel_futures=True)
         for request in (*requests, *self._answering.close(CLOSING)):
-            _put_back_now(request)
+            put_back_now(request)
         self._loop.settle()
         self._loop.stop()
 
@@ -165,9 +161,9 @@ class WaitingRoom(bootsteps.StartStopStep):
 
     def _on_success(self, guest: Guest, traced: tuple[Any, Any, Any], **kwargs: Any) -> None:
         failed, value, _ = traced
-        given_back = _given_back(value) if failed else None
-        if given_back is not None:
-            return self._soon(partial(self._is_given_back, guest, given_back))
+        given = given_back(value) if failed else None
+        if given is not None:
+            return self._soon(partial(self._is_given_back, guest, given))
         try:
             # Celery's own method calls self.on_failure for a failure: that one is ours, and notes the end.
             type(guest.request).on_success(guest.request, traced, **kwargs)
@@ -177,13 +173,13 @@ class WaitingRoom(bootsteps.StartStopStep):
         return None
 
     def _on_failure(self, guest: Guest, einfo: Any, *args: Any, **kwargs: Any) -> Any:
-        given_back = _given_back(einfo)
-        if given_back is not None:
-            return self._soon(partial(self._is_given_back, guest, given_back))
+        given = given_back(einfo)
+        if given is not None:
+            return self._soon(partial(self._is_given_back, guest, given))
         try:
             return type(guest.request).on_failure(guest.request, einfo, *args, **kwargs)
         finally:
-            self._has_ended(guest, lost=isinstance(_exception_of(einfo), LOST))
+            self._has_ended(guest, lost=isinstance(exception_of(einfo), LOST))
 
     def _on_timeout(self, guest: Guest, soft: bool, timeout: float) -> None:
         try:
@@ -197,16 +193,16 @@ class WaitingRoom(bootsteps.StartStopStep):
             return
         self._soon(lambda: self._do(self.room.ended(guest, lost=lost)))
 
-    def _is_given_back(self, guest: Guest, given_back: GivenBack) -> None:
+    def _is_given_back(self, guest: Guest, given: GivenBack) -> None:
         """The slot is free again; the request is as it was before it was sent."""
         request = guest.request
         state.active_requests.discard(request)
         request.time_start = request.worker_pid = request._apply_result = None
         if self._closing:
-            _put_back_now(request)
+            put_back_now(request)
             self._do(self.room.ended(guest, lost=False))
         else:
-            self._do(self.room.given_back(guest, given_back.holder))
+            self._do(self.room.given_back(guest, given.holder))
 
     def _told(self, digest: str | None) -> None:
         """By the backplane's thread: a leader has come to an end."""
@@ -232,10 +228,10 @@ class WaitingRoom(bootsteps.StartStopStep):
         now = time.monotonic()
         for guest in self.room.guests():
             request = guest.request
-            if _may_be_revoked(request) and request.revoked():
+            if may_be_revoked(request) and request.revoked():
                 self._leave(guest)
             elif now - guest.arrived > self.turnover and self._leave(guest):
-                _put_back_now(request)
+                put_back_now(request)
         for guest in self.room.running():
             if guest.request not in state.reserved_requests:  # discarded before it ran
                 self._do(self.room.ended(guest, lost=False))
@@ -311,9 +307,9 @@ class WaitingRoom(bootsteps.StartStopStep):
             Task.apply_async(request.task, again.args, again.kwargs, **again.options)
         except Exception as error:
             logger.warning("celery-cachetiers: %s could not be published again: %r", request.id, error)
-            self._soon(partial(_put_back_now, request))
+            self._soon(partial(put_back_now, request))
         else:
-            self._soon(partial(_done_with, request))
+            self._soon(partial(done_with, request))
 
     def _leave(self, guest: Guest) -> bool:
         if not self.room.leave(guest):
@@ -336,7 +332,7 @@ class WaitingRoom(bootsteps.StartStopStep):
         qos = self.consumer.qos
         if by > 0:
             qos.increment_eventually()
-            self._soon(_nothing)  # the loop tells the broker each time it comes around, and may sleep for a second
+            self._soon(nothing)  # the loop tells the broker each time it comes around, and may sleep for a second
         else:
             qos.decrement_eventually()
 
@@ -364,87 +360,6 @@ class WaitingRoom(bootsteps.StartStopStep):
             self._loop.soon(act)
 
 
-class _Loop:
-    """The worker's event loop: acts run in it, one after the other, in the order they were given.
-
-    A socket brings it around at once. ``Hub.call_soon`` does not, for up to a second, before kombu 5.7, and in all
-    versions not from a callback that the loop itself has just taken up.
-    """
-
-    def __init__(self, consumer: Any) -> None:
-        self._hub = consumer.hub
-        self._acts: deque[Callable[[], None]] = deque()
-        self._poke: tuple[socket.socket, socket.socket] | None = None
-
-    def start(self) -> None:
-        self._poke = socket.socketpair()
-        for end in self._poke:
-            end.setblocking(False)
-        self._hub.add_reader(self._poke[0], self._poked)
-        self.soon(_nothing)  # what was asked for while there was no connection
-
-    def stop(self) -> None:
-        poke, self._poke = self._poke, None
-        if poke is not None:
-            self._hub.remove(poke[0])
-            for end in poke:
-                end.close()
-
-    def soon(self, act: Callable[[], None]) -> None:
-        self._acts.append(act)
-        poke = self._poke
-        if poke is not None:
-            with suppress(OSError):  # full: it will be read; closed: the connection is made anew
-                poke[1].send(b"x")
-
-    def _poked(self) -> None:
-        if self._poke is not None:
-            with suppress(OSError):
-                self._poke[0].recv(4096)
-        self.settle()
-
-    def settle(self) -> None:
-        """Does what it was asked for: in the loop, and once more when that has ended."""
-        while self._acts:
-            _safely(self._acts.popleft())
-
-
-class _Clerk:
-    """A thread for workers without an event loop: it may wait for a free slot, which Celery's own threads must not."""
-
-    def __init__(self) -> None:
-        self._acts: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="cachetiers-waiting-room", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._acts.put(None)
-
-    def soon(self, act: Callable[[], None]) -> None:
-        self._acts.put(act)
-
-    def settle(self) -> None:
-        """Its thread outlives the connection: nothing is left behind."""
-
-    def _run(self) -> None:
-        while (act := self._acts.get()) is not None:
-            _safely(act)
-
-
-def _nothing() -> None:
-    pass
-
-
-def _safely(act: Callable[[], None]) -> None:
-    try:
-        act()
-    except Exception:
-        logger.exception("celery-cachetiers: the waiting room failed")
-
-
 def _takes_part(memoized: Memoized, request: Any) -> bool:
     """Whether duplicates of the request wait for each other, and its process can know of it."""
     parts = memoized.cache.parts
@@ -456,73 +371,6 @@ def _takes_part(memoized: Memoized, request: Any) -> bool:
         and parts.store is not None
         and parts.store.reachable()
     )
-
-
-def _capacity(consumer: Any) -> tuple[int, bool]:
-    """How many requests may be held, and whether the prefetch count grows by them.
-
-    Where it cannot grow by as many, half of what the worker takes in advance may be held. It must not grow past its
-    limit: kombu caps what is added, and not what is taken away again.
-    """
-    prefetched, limit = consumer.initial_prefetch_count, consumer.qos.max_prefetch
-    if not prefetched:  # no limit at all
-        return MOST_HELD, False
-    spare = max(prefetched - consumer.pool.num_processes, 0) // 2
-    if consumer.connection.transport.driver_type == "amqp" and not consumer.qos_global:  # quorum queues
-        return spare, False
-    most = MOST_HELD if limit is None else min((limit - prefetched) // 2, MOST_HELD)
-    return (most, True) if most > spare else (spare, False)
-
-
-def _turnover(app: Any) -> float:
-    """Seconds after which a held request goes back to the broker, lest the broker delivers it a second time."""
-    with app.connection_for_read() as connection:
-        driver = connection.transport.driver_type
-    name = "consumer_timeout" if driver == "amqp" else "visibility_timeout"
-    limit = float(app.conf.broker_transport_options.get(name, TIMEOUTS.get(driver, TIMEOUTS["redis"])))
-    for task in app.tasks.values():
-        if isinstance(task, CachedTaskMixin) and task.memoized.enabled:
-            _check_wait_limit(task.memoized, limit / 2, TIMEOUT_NAMES.get(driver, "that time"))
-    return limit / 2
-
-
-def _check_wait_limit(memoized: Memoized, most: float, name: str) -> None:
-    waits = memoized.policy.wait_limit
-    if memoized.policy.coalesce is not False and waits >= most:
-        allowed = f"below {most:g}, half of the time after which the broker delivers an unacknowledged message again"
-        raise ConfigurationError("wait_limit", waits, f"{allowed}: lower it, or raise {name}", f"task {memoized.name}")
-
-
-def _started(request: Any) -> float | None:
-    """When the pool began with it, by the monotonic clock."""
-    if request.time_start is None:
-        return None
-    return time.monotonic() - max(time.time() - float(request.time_start), 0.0)
-
-
-def _exception_of(einfo: Any) -> Any:
-    exception = einfo.exception
-    return exception.exc if isinstance(exception, ExceptionWithTraceback) else exception
-
-
-def _given_back(einfo: Any) -> GivenBack | None:
-    exception = _exception_of(einfo)
-    return exception if isinstance(exception, GivenBack) else None
-
-
-def _may_be_revoked(request: Any) -> bool:
-    return bool(request.expires or request.id in state.revoked or (state.revoked_stamps and request.stamped_headers))
-
-
-def _put_back_now(request: Any) -> None:
-    """Rejects it, so that the broker delivers it again at once."""
-    state.task_ready(request)
-    request.reject(requeue=True)
-
-
-def _done_with(request: Any) -> None:
-    state.task_ready(request)
-    request.acknowledge()
 
 
 def _free(cache: Any, call: Any, tokens: tuple[str, ...]) -> None:

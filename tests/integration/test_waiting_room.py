@@ -244,6 +244,19 @@ def test_a_worker_whose_requests_might_wait_too_long_for_its_broker_does_not_sta
     assert " ready." not in log
 
 
+@pytest.mark.parametrize(
+    ("broker", "option"),
+    [("redis", "visibility_timeout"), pytest.param("rabbitmq", "consumer_timeout", marks=pytest.mark.rabbitmq)],
+)
+def test_the_remedy_that_the_refusal_names_lets_the_worker_start(
+    request: pytest.FixtureRequest, deployment: Deployment, broker: str, option: str
+) -> None:
+    url = request.getfixturevalue("rabbit_server").url() if broker == "rabbitmq" else deployment.server.url(1)
+    settings = {"cachetiers_wait_limit": 1800, "broker_transport_options": {option: 7200}, "broker_url": url}
+    with deployment.worker(conf=settings) as worker:
+        assert worker.running
+
+
 # -- kinds of tasks -----------------------------------------------------------------------------------------------
 
 

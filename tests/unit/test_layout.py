@@ -87,7 +87,8 @@ LAYERS = {
     "edge": Layer(
         modules=(
             *("", "app", "settings", "declaration", "memoized", "task", "task_cache"),
-            *("result", "publishing", "tasks", "failures", "seat", "room", "answering", "waiting_room", "signals"),
+            *("result", "publishing", "tasks", "failures", "seat", "room", "answering", "loops"),
+            *("broker_limits", "worker_requests", "waiting_room", "signals"),
             *("cli", "cli.*", "django", "django.*"),
         ),
         below=("words", "ports", "engine", "adapters"),
