@@ -298,9 +298,9 @@ class Room:
                     before = [guest for guest in before if guest.waits_for == look.waits_for]
                 for guest in before:
                     self._take_out(table, guest)
-                if table.held:
-                    table.again = True
-                    table.leader = ""
+                if not seen.stale:
+                    self._is_over(table, look.waits_for)
+                table.again = table.again or bool(table.held)
                 return [Give(guest, seen) for guest in before]
             case Held(holder=holder, seconds_left=left):
                 table.dry = True
@@ -313,6 +313,13 @@ class Room:
                     return self._look_later(table, table.call.memo.policy.lease_ttl)
                 return [self._send(table, table.held[0])]
         return []
+
+    @staticmethod
+    def _is_over(table: Table, leader: str) -> None:
+        """Whoever comes from now on comes after that leader, although its own end may not have been told yet."""
+        if table.runs is not None and table.runs.token == leader:
+            table.runs = None
+        table.leader = ""
 
     def _look(self, table: Table) -> list[Action]:
         if not table.held and not table.gone:
