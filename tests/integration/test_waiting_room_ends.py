@@ -10,7 +10,17 @@ import pytest
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from celery.exceptions import TaskRevokedError
 
-from tests.integration.apps.worker_setup import Deployment, Led, Start, assert_ends, new_name, starter
+from tests.integration.apps.worker_setup import (
+    Deployment,
+    Led,
+    Start,
+    assert_ends,
+    leading_here,
+    new_name,
+    room,
+    runs,
+    starter,
+)
 from tests.processes import wait_until
 from tests.proxy import RedisProxy
 from tests.rabbit import RabbitServer
@@ -492,9 +502,12 @@ def test_requests_that_are_held_while_the_connection_to_the_broker_is_lost_all_e
         proxy.cut()
         worker.wait_for_log("onnection to broker lost")
         assert deployment.app.send_task("same", ("on",)).get(timeout=PATIENCE) == "on"
+        deployment.wait_for_held(HELD + HELD + 1, "ends", name)  # the leader's message too comes again
+        assert room(deployment, worker)["held"] == HELD + 1
         book.open_gate(name)
 
         assert [led.leader.get(timeout=PATIENCE), *led.values()] == [f"{name}#1"] * (HELD + 1)
+    assert [runs(deployment, each.id) for each in led.followers] == [1] * HELD
     assert book.computes(name) == 1
 
 
@@ -561,6 +574,25 @@ def test_whatever_happens_to_the_cache_held_requests_end_right_and_others_are_no
 
     assert numbers <= {str(number) for number in range(1, book.computes(name) + 1)}
     assert deployment.app.send_task("same", ("on",)).get(timeout=PATIENCE) == "on"
+
+
+def test_a_wake_up_that_is_lost_with_the_backplane_is_made_up_for_when_that_is_back(
+    start: Start, servers: RedisServers, name: str
+) -> None:
+    over = threading.Event()
+    with RedisProxy(servers.shared().port) as proxy:
+        deployment, _ = start(conf={"cachetiers_url": proxy.url(3)})
+        with leading_here(deployment, "ends", name):
+            follower = deployment.app.send_task("ends", (name,))
+            deployment.wait_for_held(1, "ends", name)
+            proxy.on_command = lambda command: over.wait(30) and None if command[0] == b"SUBSCRIBE" else None
+            proxy.cut()
+        assert deployment.task("ends").cache.get(name) == f"{name}#1"  # committed, and nobody heard of it
+        proxy.on_command = None
+        over.set()
+
+        assert follower.get(timeout=PROMPTLY) == f"{name}#1"
+    assert deployment.book.computes(name) == 1
 
 
 def test_connections_to_the_cache_that_are_cut_at_random_lose_no_wake_up(

@@ -77,7 +77,7 @@ def _declare_ends(app: Celery, book: Book) -> None:
 def _run(task: Any, name: str) -> Any:
     """Notes under which id the body runs, then does what the gate says."""
     book: Book = task.app.book
-    book.client.rpush(f"ids:{name}", task.request.id)
+    book.client.rpush(f"ids:{name}", str(task.request.id))
     number, outcome = book.outcome(name)
     match outcome:
         case "fail":
