@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,7 +15,10 @@ from tests.integration.apps.worker_setup import (
     Start,
     assert_ends,
     events,
+    leading_here,
     new_name,
+    room,
+    runs,
     starter,
 )
 from tests.processes import wait_until
@@ -62,12 +63,6 @@ def name(deployment: Deployment) -> Iterator[str]:
     name = new_name()
     yield name
     deployment.book.open_gate(name)
-
-
-def room(deployment: Deployment, worker: Worker) -> dict[str, int]:
-    """What `celery inspect stats` says of the waiting room."""
-    found = deployment.app.control.inspect([worker.hostname], timeout=5).stats()
-    return dict(found[worker.hostname]["waiting_room"])
 
 
 def reserved(deployment: Deployment, worker: Worker) -> set[str]:
@@ -118,15 +113,9 @@ def test_other_tasks_pass_while_a_hundred_duplicates_wait(
     assert not (shown and settings.get("worker_disable_prefetch"))
     book.open_gate(name)
     assert [led.leader.get(timeout=PATIENCE), *led.values()] == [f"{name}#1"] * (DUPLICATES + 1)
-    assert [_runs(deployment, each.id) for each in led.followers] == [1] * DUPLICATES
+    assert [runs(deployment, each.id) for each in led.followers] == [1] * DUPLICATES
     assert book.computes(name) == 1
     assert room(deployment, worker)["held"] == 0
-
-
-def _runs(deployment: Deployment, task_id: str) -> int:
-    """Times that a task has run to success, wherever."""
-    notes = deployment.book.client.lrange(f"signals:{task_id}", 0, -1)
-    return sum(note.startswith("success:") for note in notes)
 
 
 def test_the_prefetch_count_is_what_it_was_when_nobody_waits_any_longer(start: Start, name: str) -> None:
@@ -157,7 +146,7 @@ def test_what_finds_the_room_full_goes_through_the_broker_and_keeps_all_that_rid
     assert header.get(timeout=PATIENCE) == [f"{name}#1"] * 5
     assert linked.get(timeout=PATIENCE) == led.leader.get(timeout=PATIENCE) == f"{name}#1"
     assert book.client.blpop([f"noted:{name}"], timeout=PATIENCE)[1] == f"{name}#1"
-    wait_until(lambda: _runs(deployment, by_keyword.id) == 1, timeout=PATIENCE, message="the one without a result")
+    wait_until(lambda: runs(deployment, by_keyword.id) == 1, timeout=PATIENCE, message="the one without a result")
     assert by_keyword.state == "PENDING"
     assert led.values() == [f"{name}#1"]
     assert book.client.llen(f"noted:{name}") == 0
@@ -299,9 +288,9 @@ def test_a_request_that_gave_its_slot_back_tells_of_it_and_is_then_answered(
     deployment: Deployment, worker: Worker, name: str
 ) -> None:
     """The leader is in another process, of which the worker learns in a child."""
-    with events(deployment) as heard, _leading_here(deployment, "ends.short", name):
-        follower = deployment.app.send_task("ends.short", (name,))
-        deployment.wait_for_held(1, "ends.short", name)
+    with events(deployment) as heard, leading_here(deployment, "ends", name):
+        follower = deployment.app.send_task("ends", (name,))
+        deployment.wait_for_held(1, "ends", name)
         deployment.book.open_gate(name)
         assert follower.get(timeout=PATIENCE) == f"{name}#1"
         wait_until(
@@ -319,29 +308,15 @@ def test_to_terminate_a_request_that_gave_its_slot_back_ends_no_process(
     deployment: Deployment, worker: Worker, name: str
 ) -> None:
     children = worker.children()
-    with _leading_here(deployment, "ends.short", name):
-        follower = deployment.app.send_task("ends.short", (name,))
-        deployment.wait_for_held(1, "ends.short", name)
+    with leading_here(deployment, "ends", name):
+        follower = deployment.app.send_task("ends", (name,))
+        deployment.wait_for_held(1, "ends", name)
         follower.revoke(terminate=True, signal="SIGKILL")
         assert_ends(follower, "REVOKED", timeout=2.5)
         pids = {deployment.app.send_task("pid").get(timeout=PATIENCE) for _ in range(20)}
 
         assert worker.children() == children
         assert pids <= set(children)
-
-
-@contextmanager
-def _leading_here(deployment: Deployment, task: str, name: str) -> Iterator[None]:
-    """A direct call in this process computes, until its gate is opened."""
-    deployment.book.put_up_gate(name)
-    thread = threading.Thread(target=deployment.task(task), args=(name,))
-    thread.start()
-    deployment.book.started(name)
-    try:
-        yield
-    finally:
-        deployment.book.open_gate(name)
-        thread.join()
 
 
 @pytest.mark.parametrize("task", ["kind.tracked", "kind.bound"])
@@ -397,7 +372,7 @@ def test_held_duplicates_of_a_task_that_takes_a_model_get_its_dumped_value(
 def test_a_follower_that_is_acknowledged_early_blocks_in_its_slot_and_ends_right(
     deployment: Deployment, worker: Worker, name: str
 ) -> None:
-    with _leading_here(deployment, "kind.early", name):
+    with leading_here(deployment, "kind.early", name):
         follower = deployment.app.send_task("kind.early", (name,))
         deployment.wait_for_waiters(1, "kind.early", name)
         deployment.book.open_gate(name)

@@ -236,6 +236,32 @@ def assert_ends(result: AsyncResult[Any], state: str, timeout: float = 20) -> No
     wait_until(lambda: result.state == state, timeout=timeout, message=f"{state} of {result!r}")
 
 
+@contextmanager
+def leading_here(deployment: Deployment, task: str, name: str) -> Iterator[None]:
+    """A direct call in this process computes, until its gate is opened."""
+    deployment.book.put_up_gate(name)
+    thread = threading.Thread(target=deployment.task(task), args=(name,))
+    thread.start()
+    deployment.book.started(name)
+    try:
+        yield
+    finally:
+        deployment.book.open_gate(name)
+        thread.join()
+
+
+def room(deployment: Deployment, worker: Worker) -> dict[str, int]:
+    """What `celery inspect stats` says of the waiting room."""
+    found = deployment.app.control.inspect([worker.hostname], timeout=5).stats()
+    return dict(found[worker.hostname]["waiting_room"])
+
+
+def runs(deployment: Deployment, task_id: str) -> int:
+    """Times that a task has run to success, wherever."""
+    notes = deployment.book.client.lrange(f"signals:{task_id}", 0, -1)
+    return sum(note.startswith("success:") for note in notes)
+
+
 Start = Callable[..., tuple[Deployment, Worker]]
 
 
