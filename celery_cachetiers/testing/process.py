@@ -12,14 +12,14 @@ from celery_cachetiers.attempt import Terms
 from celery_cachetiers.backplane.ears import Ears
 from celery_cachetiers.backplane.waiters import Waiters
 from celery_cachetiers.cache import TieredCache
-from celery_cachetiers.call import Call, Memo
+from celery_cachetiers.call import Call, Memo, Unshared
 from celery_cachetiers.codec import Codec
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.metrics.tally import Counters, Tally
 from celery_cachetiers.parts import Parts
 from celery_cachetiers.policy import Policy
-from celery_cachetiers.ports import LeaseRequest, Store
+from celery_cachetiers.ports import Failures, LeaseRequest, Store
 from celery_cachetiers.templates import escape_tag, namespace_tag, task_tag
 from celery_cachetiers.testing.clock import FakeClock
 from celery_cachetiers.testing.faults import FaultyStore
@@ -124,6 +124,7 @@ class InMemoryProcess:
         task: str = "task",
         tags: Sequence[str] = (),
         codec: Codec | None = None,
+        failures: Failures | None = None,
         **options: Any,
     ) -> Call:
         """A call of a memoized task.
@@ -132,9 +133,11 @@ class InMemoryProcess:
             key: Stands for the arguments.
             tags: As they were rendered from them.
             codec: JSON by default.
+            failures: What the body's exceptions mean; by default none is shared, and none asks for a retry.
             options: Task options such as ``ttl=300.0``, already checked.
         """
-        memo = Memo(task, Policy(**options), codec or Codec("json", ["json"]), self.counters.of(task))
+        codec, tally = codec or Codec("json", ["json"]), self.counters.of(task)
+        memo = Memo(task, Policy(**options), codec, tally, failures or Unshared())
         names = (namespace_tag(), task_tag(task), *map(escape_tag, sorted(tags)))
         digest = blake2b(f"{task}:{key}".encode(), digest_size=16).hexdigest()
         return Call(memo, digest, lambda: names)
