@@ -92,6 +92,30 @@ def test_a_failure_reaches_those_who_waited_in_every_process_as_an_exception_of_
     assert led.body.calls == 1
 
 
+def test_a_failure_elsewhere_reaches_all_threads_that_wait_in_one_process(
+    here: InMemoryProcess, there: InMemoryProcess
+) -> None:
+    led = Led(here, error=ValueError("no"))
+    away = follower(there)
+    joined = [Thread(lambda: there.cache.fetch(call_of(there), never)) for _ in range(3)]
+    eventually(lambda: there.store.calls["read"] == 4)
+    led.gate.open()
+
+    for thread in (away, *joined):
+        with pytest.raises(ValueError, match=r"^no$"):
+            thread.result()
+
+
+def test_a_signed_failure_is_shared(here: InMemoryProcess, there: InMemoryProcess) -> None:
+    codec = Codec("json", ["json"], signing_keys=[b"k" * 16])
+    led = Led(here, codec=codec, error=ValueError("no"))
+    away = follower(there, codec=codec)
+    led.gate.open()
+
+    with pytest.raises(ValueError, match=r"^no$"):
+        away.result()
+
+
 def test_who_comes_after_a_failure_computes(here: InMemoryProcess, there: InMemoryProcess) -> None:
     led = Led(here, error=ValueError("no"))
     led.gate.open()
@@ -257,6 +281,14 @@ def test_a_leader_is_replaced_by_name_only(here: InMemoryProcess, there: InMemor
     assert here.cache.look(call_of(here)).value == "new"  # type: ignore[union-attr]  # there is one
 
 
+def test_a_leader_in_the_same_process_is_replaced_as_any_other(here: InMemoryProcess) -> None:
+    led = Led(here, claim="task-1")
+
+    assert here.cache.fetch(call_of(here), Body("new"), Terms(may_block=False, take_over="task-1:n")) == "new"
+    led.gate.open()
+    assert led.thread.result() == "led"
+
+
 # -- watching and following --------------------------------------------------------------------------------------------
 
 
@@ -316,7 +348,7 @@ def test_whoever_follows_is_woken_with_what_the_leader_gave(
     here: InMemoryProcess, there: InMemoryProcess, error: Exception | None
 ) -> None:
     led = Led(here, error=error, claim="task-1")
-    following = Thread(lambda: there.cache.follow(call_of(there), "task-1:n", 60.0))
+    following = Thread(lambda: there.cache.follow(call_of(there), "", 60.0))
     eventually(lambda: there.store.calls["lease"] == 1 and len(there.wake_ups) == 1)
     led.gate.open()
     shared: Any = following.result()
