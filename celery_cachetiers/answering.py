@@ -17,6 +17,7 @@ from billiard.einfo import ExceptionInfo
 from celery.app.trace import fast_trace_task, trace_task_ret
 
 from celery_cachetiers.seat import Answer, give_seat
+from celery_cachetiers.worker_requests import let_go
 
 FORK_PATIENCE: Final = 1.0
 """Seconds that a fork waits for the answer under way: a child must not inherit a lock in the middle of it."""
@@ -67,8 +68,7 @@ class Answering:
         """
         if request.revoked():
             return
-        for name in ("on_success", "on_failure", "on_timeout"):
-            request.__dict__.pop(name, None)
+        let_go(request)
         # Its "process" is this one: nobody may end it for the sake of one request.
         request.terminate = request.cancel = _nothing
         give_seat(request, answer)

@@ -130,7 +130,7 @@ class FollowingResult(Base):
         if kwargs.get("disable_sync_subtasks", True):
             assert_will_not_block()
         deadline = None if timeout is None else time.monotonic() + timeout
-        if not self._is_settled(timeout):
+        if not self._is_settled() and not self._settle(self._follow(timeout)):
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError("The operation timed out.")
             self._make_known()
@@ -151,26 +151,26 @@ class FollowingResult(Base):
             super().forget()
         self._known = True
 
-    def _is_settled(self, timeout: float | None) -> bool:
+    def _is_settled(self) -> bool:
         """Whether it needs no message: the leader has ended and its end was shared, or there is a message already."""
-        if self._known or self._cache is not None:
-            return True
-        seen = self._follow(timeout)
+        return self._known or self._cache is not None
+
+    def _settle(self, seen: Watched | None) -> bool:
+        """Takes what the leader has shared; whether that, or a message, settles it."""
         with self._lock:
             if isinstance(seen, Shared) and self._cache is None and not self._known:
                 if seen.error is not None:
                     self._end(states.FAILURE, seen.error())
                 elif seen.copy is not None:
                     self._end(states.SUCCESS, seen.copy())
-        return self._known or self._cache is not None
+        return self._is_settled()
 
     def _get_task_meta(self) -> Any:
-        if self._cache is None and not self._known:
-            with self._lock:
-                seen = None if self._known else self._follow(0.0)
-                if isinstance(seen, Held):
-                    return {"status": states.PENDING, "result": None}
-            if not self._is_settled(0.0):
+        if not self._is_settled():
+            seen = self._follow(0.0)
+            if isinstance(seen, Held) and not self._is_settled():
+                return {"status": states.PENDING, "result": None}
+            if not self._settle(seen):
                 self._make_known()
         return super()._get_task_meta()  # type: ignore[misc]  # not in the stubs
 

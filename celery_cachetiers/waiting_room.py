@@ -39,6 +39,7 @@ from celery_cachetiers.worker_requests import (
     done_with,
     exception_of,
     given_back,
+    let_go,
     may_be_revoked,
     put_back_now,
     started,
@@ -189,6 +190,7 @@ class WaitingRoom(bootsteps.StartStopStep):
                 self._has_ended(guest, lost=True)
 
     def _has_ended(self, guest: Guest, *, lost: bool) -> None:
+        let_go(guest.request)
         if not lost and self.room.ended_alone(guest):
             return
         self._soon(lambda: self._do(self.room.ended(guest, lost=lost)))

@@ -14,6 +14,12 @@ from celery_cachetiers.seat import GivenBack
 LOST: Final = (WorkerLostError, Terminated, TimeLimitExceeded, SystemExit)
 
 
+def let_go(request: Any) -> None:
+    """Its ends are told to nobody but Celery from now on: what told the room of them refers to it, and kept it alive."""
+    for name in ("on_success", "on_failure", "on_timeout"):
+        request.__dict__.pop(name, None)
+
+
 def started(request: Any) -> float | None:
     """When the pool began with it, by the monotonic clock."""
     if request.time_start is None:
