@@ -15,7 +15,7 @@ LOST: Final = (WorkerLostError, Terminated, TimeLimitExceeded, SystemExit)
 
 
 def let_go(request: Any) -> None:
-    """Its ends are told to nobody but Celery from now on: what told the room of them refers to it, and kept it alive."""
+    """Its ends are told to nobody but Celery from now on: what told the room of them refers to it, a cycle."""
     for name in ("on_success", "on_failure", "on_timeout"):
         request.__dict__.pop(name, None)
 
