@@ -289,9 +289,10 @@ class Room:
                     before = [guest for guest in before if guest.waits_for == look.waits_for]
                 for guest in before:
                     self._take_out(table, guest)
+                if table.leader == look.waits_for:  # it has ended: who comes from now on does not wait for it
+                    table.leader = ""
                 if table.held:
                     table.again = True
-                    table.leader = ""
                 return [Give(guest, seen) for guest in before]
             case Held(holder=holder, seconds_left=left):
                 table.dry = True
@@ -338,6 +339,8 @@ class Room:
         guest.nonce = secrets.token_hex(8)
         if leads:
             table.runs, table.leader, table.dry = guest, guest.token, False
+            for each in table.held:
+                self._meet(table, each, guest.token)
         return Send(guest, take_over)
 
     def _take_out(self, table: Table, guest: Guest) -> None:
