@@ -229,7 +229,7 @@ class Room:
                 return []
             table.looking = False
             actions = self._settle(table, look, seen)
-            if table.again and table.held:
+            if table.again and (table.held or table.gone):
                 table.again = False
                 actions += self._look(table)
             self._forget_if_empty(table)
@@ -319,7 +319,8 @@ class Room:
         """Whoever comes from now on comes after that leader, although its own end may not have been told yet."""
         if table.runs is not None and table.runs.token == leader:
             table.runs = None
-        table.leader = ""
+        if table.leader == leader:
+            table.leader = ""
 
     def _look(self, table: Table) -> list[Action]:
         if not table.held and not table.gone:
@@ -354,6 +355,8 @@ class Room:
         guest.nonce = secrets.token_hex(8)
         if leads:
             table.runs, table.leader, table.dry = guest, guest.token, False
+            for each in table.held:
+                self._meet(table, each, guest.token)
         return Send(guest, take_over)
 
     def _take_out(self, table: Table, guest: Guest) -> None:

@@ -11,7 +11,7 @@ from celery.signals import task_postrun, task_prerun, task_success
 from pydantic import BaseModel
 
 from celery_cachetiers import CachedTask
-from tests.integration.apps.worker_book import Book
+from tests.integration.apps.worker_book import FOREVER, Book
 
 AWAY: dict[str, Any] = {"publish_hits": False, "ttl": 300, "lease_ttl": 60.0}
 """A task whose every call reaches the worker, with a lease that outlasts every test."""
@@ -40,6 +40,22 @@ class Noting(CachedTask):
         self._note("after_return", task_id)
 
 
+class Lingering(CachedTask):
+    """A base whose handlers take their time after the body: its lease is free, and the worker does not know it."""
+
+    abstract = True
+
+    def _linger(self, what: str, task_id: str) -> None:
+        if self.app.book.client.sismember("lingering", task_id):
+            self.app.book.client.blpop([f"{what}:{task_id}"], timeout=FOREVER)
+
+    def on_retry(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        self._linger("on_retry", task_id)
+
+    def on_failure(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        self._linger("on_failure", task_id)
+
+
 def declare(app: Celery, book: Book) -> None:
     """Adds the tasks to an app."""
     _declare_ends(app, book)
@@ -66,6 +82,10 @@ def _declare_ends(app: Celery, book: Book) -> None:
 
     @app.task(shared=False, name="ends.autoretried", bind=True, base=CachedTask, **retries, **AWAY)
     def autoretried(self: Any, name: str) -> Any:
+        return _run(self, name)
+
+    @app.task(shared=False, name="ends.lingering", bind=True, base=Lingering, **retries, **AWAY)
+    def lingering(self: Any, name: str) -> Any:
         return _run(self, name)
 
     @app.task(shared=False, name="ends.asking", base=CachedTask, **AWAY)
