@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+from bisect import insort
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -185,7 +186,7 @@ class Room:
     def ended(self, guest: Guest, *, lost: bool) -> list[Action]:
         """A request that was sent has ended; ``lost``: its process could not free the lease."""
         with self._lock:
-            table = self._tables.get(guest.call.digest)
+            table = self._table_of(guest) if lost else self._tables.get(guest.call.digest)
             if table is None:
                 return []
             if table.runs is guest:
@@ -220,8 +221,7 @@ class Room:
                 return []
             table.looking = False
             actions = self._settle(table, look, seen)
-            if table.again and table.held:
-                table.again = False
+            if table.again:
                 actions += self._look(table)
             self._forget_if_empty(table)
             return actions
@@ -263,6 +263,7 @@ class Room:
             guests = self.guests()
             for table in list(self._tables.values()):
                 table.held.clear()
+                table.due = 0.0  # the worker's timers may have gone with its connection
                 self._forget_if_empty(table)
             self.held = 0
             return guests
@@ -290,8 +291,8 @@ class Room:
                 for guest in before:
                     self._take_out(table, guest)
                 if table.held:
+                    self._forget_leader(table, look.waits_for)
                     table.again = True
-                    table.leader = ""
                 return [Give(guest, seen) for guest in before]
             case Held(holder=holder, seconds_left=left):
                 table.dry = True
@@ -328,7 +329,7 @@ class Room:
         if self.held >= self.capacity:
             self._forget_if_empty(table)
             return PutBack(guest)
-        table.held.append(guest)
+        insort(table.held, guest, key=lambda other: other.arrived)  # who is given back keeps its place
         self.held += 1
         return Hold(guest)
 
@@ -338,6 +339,8 @@ class Room:
         guest.nonce = secrets.token_hex(8)
         if leads:
             table.runs, table.leader, table.dry = guest, guest.token, False
+            for follower in table.held:
+                self._meet(table, follower, guest.token)
         return Send(guest, take_over)
 
     def _take_out(self, table: Table, guest: Guest) -> None:
@@ -349,6 +352,14 @@ class Room:
         if guest.waits_for not in ("", holder):
             guest.began = self._monotonic()
         guest.waits_for = holder
+
+    def _forget_leader(self, table: Table, token: str) -> None:
+        """Its end has been dealt with: what it left is not for those who have come since."""
+        if table.leader == token:
+            table.leader = ""
+        for guest in table.held:
+            if guest.waits_for == token:
+                guest.waits_for = ""
 
     def _led_since(self, table: Table) -> float | None:
         """Since when the leader computes: for one of this worker since the pool began with it."""
