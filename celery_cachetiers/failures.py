@@ -7,13 +7,14 @@ as what they were. A retry is not the end; a lost worker, a time limit or a revo
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded, WorkerLostError
 from celery import Task
 from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
 from celery.utils.serialization import ensure_serializable
+from celery.utils.time import maybe_make_aware
 from kombu.utils.json import dumps, loads
 
 OF_ONE_ATTEMPT = (
@@ -37,33 +38,53 @@ class TaskFailures:
             return None
         when: Any = error.when
         if isinstance(when, datetime):
-            return max((when - datetime.now(when.tzinfo)).total_seconds(), 0.0)
+            due: datetime = maybe_make_aware(when)  # without a zone it is UTC to Celery
+            return max((due - datetime.now(UTC)).total_seconds(), 0.0)
         return max(float(when or 0.0), 0.0)
 
     def dump(self, error: BaseException) -> object | None:
         """Class and arguments; ``None`` if the exception is not shared, or would not come back as it is."""
-        if not isinstance(error, Exception) or isinstance(error, OF_ONE_ATTEMPT):
+        if not _is_shared(error):
             return None
         try:
             kind = type(error)
             dumped = {
                 "exc_type": kind.__qualname__,
-                "exc_message": ensure_serializable(list(error.args), dumps),
+                "exc_message": ensure_serializable(list(_reduced(error)[1]), dumps),
                 "exc_module": kind.__module__,
             }
             again = self.load(loads(dumps(dumped)))
-            same = type(again) is kind and again.args == error.args and _own(again) == _own(error)
+            same = type(again) is kind and _contents(again) == _contents(error)
         except Exception:
             return None
         return dumped if same else None
 
     def load(self, dumped: object) -> BaseException:
-        """A new exception of the same class, if this process knows it; else one that has its name."""
+        """A new exception of the same class, if this process knows it; else one that has its name.
+
+        Raises:
+            TypeError: It is none that `dump` would have shared.
+        """
         error = self._task.backend.exception_to_python(dumped)
-        if not isinstance(error, BaseException):
-            raise TypeError(f"{error!r} is not an exception")
+        if not _is_shared(error):
+            raise TypeError(f"{error!r} is not a failure of a task's body")
+        assert isinstance(error, BaseException)
         return error
 
 
-def _own(error: BaseException) -> dict[str, object]:
-    return {name: value for name, value in vars(error).items() if not name.startswith("__")}
+def _is_shared(error: object) -> bool:
+    return isinstance(error, Exception) and not isinstance(error, OF_ONE_ATTEMPT)
+
+
+def _reduced(error: BaseException) -> Any:
+    """As for pickle: the arguments may be others than ``args`` (`OSError` leaves the name of the file out there)."""
+    return error.__reduce_ex__(4)
+
+
+def _contents(error: BaseException) -> tuple[object, ...]:
+    """All that tells it from another one of its class, except what Python itself adds, such as notes."""
+    _, arguments, *more = _reduced(error)
+    attributes = {name: value for state in more if state for name, value in dict(state).items() if name[:2] != "__"}
+    state = object.__getstate__(error)
+    slots = state[1] if isinstance(state, tuple) else None
+    return error.args, arguments, attributes, slots

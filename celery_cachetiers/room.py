@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+from bisect import insort
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -185,7 +186,7 @@ class Room:
     def ended(self, guest: Guest, *, lost: bool) -> list[Action]:
         """A request that was sent has ended; ``lost``: its process could not free the lease."""
         with self._lock:
-            table = self._tables.get(guest.call.digest)
+            table = self._table_of(guest) if lost else self._tables.get(guest.call.digest)
             if table is None:
                 return []
             if table.runs is guest:
@@ -229,8 +230,7 @@ class Room:
                 return []
             table.looking = False
             actions = self._settle(table, look, seen)
-            if table.again and (table.held or table.gone):
-                table.again = False
+            if table.again:
                 actions += self._look(table)
             self._forget_if_empty(table)
             return actions
@@ -272,6 +272,7 @@ class Room:
             guests = self.guests()
             for table in list(self._tables.values()):
                 table.held.clear()
+                table.due = 0.0  # the worker's timers may have gone with its connection
                 self._forget_if_empty(table)
             self.held = 0
             return guests
@@ -321,6 +322,9 @@ class Room:
             table.runs = None
         if table.leader == leader:
             table.leader = ""
+        for guest in table.held:
+            if guest.waits_for == leader:
+                guest.waits_for = ""
 
     def _look(self, table: Table) -> list[Action]:
         if not table.held and not table.gone:
@@ -345,7 +349,7 @@ class Room:
         if self.held >= self.capacity:
             self._forget_if_empty(table)
             return PutBack(guest)
-        table.held.append(guest)
+        insort(table.held, guest, key=lambda other: other.arrived)  # who is given back keeps its place
         self.held += 1
         return Hold(guest)
 

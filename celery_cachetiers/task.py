@@ -265,7 +265,7 @@ def _let_shared_errors_through(task: Any) -> None:
 def _own_request(task: Any) -> Context | None:
     """The request of the call that the worker's (or ``apply``'s) tracer makes; ``None`` for a direct call."""
     stack = task.request_stack
-    if _is_idle(stack):
+    if stack is None or _is_idle(stack):  # None: another thread is binding the task just now
         return None
     request: Any = stack.top
     if request is None or request.called_directly or request._protected or len(stack) != 1:
