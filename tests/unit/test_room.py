@@ -755,6 +755,7 @@ class AnyOrder(RuleBasedStateMachine):
     def arrives(self, key: str, claims: bool) -> None:
         leaders = [table.leader for table in self.room if table.call.digest == key and ":" not in table.leader]
         task_id = leaders[0] if claims and leaders and leaders[0] else ""
+        self.desk.clock.advance(1e-6)  # no two arrive at once
         guest = self.desk.guest(call=self.calls[key], task_id=task_id)
         self.all.append(guest)
         self.do(self.room.arrive(guest), sends_anybody=bool(task_id))
