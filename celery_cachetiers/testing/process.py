@@ -12,14 +12,14 @@ from celery_cachetiers.attempt import Terms
 from celery_cachetiers.backplane.ears import Ears
 from celery_cachetiers.backplane.waiters import Waiters
 from celery_cachetiers.cache import TieredCache
-from celery_cachetiers.call import Call, Memo
+from celery_cachetiers.call import Call, Memo, Unshared
 from celery_cachetiers.codec import Codec
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.metrics.tally import Counters, Tally
 from celery_cachetiers.parts import Parts
 from celery_cachetiers.policy import Policy
-from celery_cachetiers.ports import LeaseRequest, Store
+from celery_cachetiers.ports import Failures, LeaseRequest, Store
 from celery_cachetiers.templates import escape_tag, namespace_tag, task_tag
 from celery_cachetiers.testing.clock import FakeClock
 from celery_cachetiers.testing.faults import FaultyStore
@@ -81,6 +81,7 @@ class InMemoryProcess:
         wake_ups: Where waiters wait; one of its own by default.
         maxsize: Entries in L1 at most.
         max_bytes: Bytes in L1 at most.
+        failures: What the bodies' exceptions mean; by default none is shared, and none is a retry.
 
     Attributes:
         clock, l1, wake_ups, cache, counters: The parts, ready to look at.
@@ -99,6 +100,7 @@ class InMemoryProcess:
         wake_ups: Waiters | None = None,
         maxsize: int = 1000,
         max_bytes: int = 1024**2,
+        failures: Failures | None = None,
     ) -> None:
         self.clock: FakeClock = FakeClock() if beside is None else beside.clock
         self.memory: MemoryStore = MemoryStore(self.clock, beside=None if beside is None else beside.memory)
@@ -108,6 +110,7 @@ class InMemoryProcess:
         events = Events()
         self.backplane = MemoryBackplane(self.memory, Ears(self.l1, self.wake_ups, events))
         self.keeper = ManualKeeper(self.store)
+        self._failures: Failures = Unshared() if failures is None else failures
         self.counters, self.events = Counters(), list[tuple[Event, dict[str, object]]]()
         events.subscribe(self.counters)
         events.subscribe(lambda event, task, details: self.events.append((event, details)))
@@ -134,7 +137,8 @@ class InMemoryProcess:
             codec: JSON by default.
             options: Task options such as ``ttl=300.0``, already checked.
         """
-        memo = Memo(task, Policy(**options), codec or Codec("json", ["json"]), self.counters.of(task))
+        codec = codec or Codec("json", ["json"])
+        memo = Memo(task, Policy(**options), codec, self.counters.of(task), self._failures)
         names = (namespace_tag(), task_tag(task), *map(escape_tag, sorted(tags)))
         digest = blake2b(f"{task}:{key}".encode(), digest_size=16).hexdigest()
         return Call(memo, digest, lambda: names)
