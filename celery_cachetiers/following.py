@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -246,13 +247,13 @@ class Follower:
             if not left.failed:
                 codec.decode(raw, call.digest)
                 return Shared(copy=partial(codec.decode, raw, call.digest))
-            dumped = codec.decode(raw, error_key(call.digest))
-            call.memo.failures.load(dumped)
+            load = call.memo.failures.load
+            load(codec.decode(raw, error_key(call.digest)))
         except Exception as error:
             reason = error.reason if isinstance(error, UnusableEntry) else "undecodable"
             self._events.emit(Event.UNUSABLE, call.memo.task, reason=reason, key=call.digest)
             return None
-        return Shared(error=partial(call.memo.failures.load, dumped))
+        return Shared(error=lambda: load(codec.decode(raw, error_key(call.digest))))
 
     def _share(self, attempt: Attempt, found: Shared, asked: float) -> object:
         """Answers with another's compute, and lets the followers in this process have it too."""
@@ -280,10 +281,16 @@ class Follower:
 
     def _land_error(self, attempt: Attempt, error: Exception) -> None:
         """Lets the followers in this process have the exception, if it may be shared."""
-        memo = attempt.call.memo
-        dumped = memo.failures.dump(error) if memo.policy.share_errors else None
-        if attempt.flight is not None and dumped is not None:
-            attempt.flight.landing = Landing(None, self._clock.monotonic(), partial(memo.failures.load, dumped))
+        memo, flight = attempt.call.memo, attempt.flight
+        if flight is None or not memo.policy.share_errors:
+            return
+        load = memo.failures.load
+        try:
+            dumped = deepcopy(memo.failures.dump(error))  # the arguments in it are the leader's own
+        except Exception:
+            return
+        if dumped is not None:
+            flight.landing = Landing(None, self._clock.monotonic(), lambda: load(deepcopy(dumped)))
 
     def _waiting(self, attempt: Attempt) -> Waiting:
         return attempt.waiting(self._clock.monotonic(), nested=bool(self._inside.digests))

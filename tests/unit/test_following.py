@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -169,6 +170,31 @@ def test_threads_of_a_process_share_an_exception_that_came_from_another(
     assert [(type(each), each.args) for each in errors] == [(LookupError, ("gone",))] * 3
     assert len({id(each) for each in errors}) == 3
     raised(leader)
+
+
+def test_no_receiver_can_harm_the_exception_of_another(here: InMemoryProcess, there: InMemoryProcess) -> None:
+    error = ValueError(["details"])
+    leader = leading(here, Body(gate=(gate := Gate()), error=error))
+    beside = [Thread(lambda: here.cache.fetch(here.call("a"), never)) for _ in range(2)]
+    away = [following(there, never), *(Thread(lambda: there.cache.fetch(there.call("a"), never)) for _ in range(2))]
+    eventually(lambda: flown(here) == 2 and flown(there) == 2)
+    gate.open()
+
+    errors = [error, *(raised(thread) for thread in (*beside, *away))]
+    assert [each.args for each in errors] == [(["details"],)] * 6
+    assert len({id(each.args[0]) for each in errors}) == 6
+    raised(leader)
+
+
+def test_an_exception_that_cannot_be_copied_is_raised_and_not_shared(here: InMemoryProcess) -> None:
+    error = ValueError(threading.Lock())
+    leader = leading(here, Body(gate=(gate := Gate()), error=error))
+    follower = Thread(lambda: here.cache.fetch(here.call("a"), Body("own")))
+    eventually(lambda: flown(here) == 1)
+    gate.open()
+
+    assert raised(leader) is error
+    assert follower.result() == "own"
 
 
 def test_without_l2_followers_share_an_exception_too() -> None:
