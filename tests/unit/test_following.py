@@ -348,6 +348,22 @@ def test_a_retry_that_never_comes_frees_the_key_one_lease_ttl_after_it_was_due(h
     assert process.count(Event.TAKEN_OVER) == 0
 
 
+def test_a_retry_that_fails_for_good_shares_its_exception_with_who_waited_from_the_start(
+    here: InMemoryProcess, there: InMemoryProcess
+) -> None:
+    leader = leading(here, Body(gate=(gate := Gate()), error=Again(5.0)), claim="task-1", nonce="1")
+    early = following(there, never)
+    gate.open()
+    raised(leader)
+    late_process = InMemoryProcess(beside=here, failures=PlainFailures())
+    late = following(late_process, never)
+    with pytest.raises(ValueError, match="for good"):
+        here.cache.fetch(here.call("a"), Body(error=ValueError("for good")), Terms(claim="task-1", nonce="2"))
+
+    for thread in (early, late):
+        assert raised(thread).args == ("for good",)
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["lost request", "lost answer"])
 def test_a_retry_that_cannot_be_noted_frees_the_lease(here: InMemoryProcess, after: bool) -> None:
     here.store.fail("hand_over", after=after)
@@ -458,7 +474,7 @@ def test_a_later_attempt_has_what_the_leader_left_for_which_it_had_waited(
     leave(here, "left")
 
     assert there.cache.fetch(there.call("a"), never, Terms(waits_for="leader:1")) == "left"
-    assert there.cache.fetch(there.call("a"), Body("own"), Terms(waits_for="leader:2")) == "own"
+    assert there.cache.fetch(there.call("a"), Body("own"), Terms(waits_for="other:2")) == "own"
 
 
 def test_who_is_told_may_free_the_lease_of_an_attempt_that_is_gone(
@@ -546,7 +562,7 @@ def test_whoever_watches_sees_what_the_leader_left_and_newcomers_do_not(
     leave(here, left, failed=failed)
 
     assert seen(there.cache.watch(there.call("a"), "leader:1")) == what
-    assert there.cache.watch(there.call("a"), "leader:2") == Free()
+    assert there.cache.watch(there.call("a"), "other:2") == Free()
     assert there.cache.watch(there.call("a")) == Free()
     assert there.cache.recall(there.call("a")) is MISSING
 
@@ -601,10 +617,10 @@ def test_what_was_left_and_cannot_be_read_is_nothing_to_see(
     take(here)
     leave(here, **how)
     if next_one:
-        take(here, "leader:2")
+        take(here, "other:2")
 
     watched = there.cache.watch(there.call("a"), "leader:1")
-    assert watched == (Held("leader:2", LEASE) if next_one else Free())
+    assert watched == (Held("other:2", LEASE) if next_one else Free())
     assert there.store.calls["lease"] == 2
     assert there.tally.unusable == 1
 
@@ -685,6 +701,21 @@ def test_who_meets_hears_that_l2_was_not_reached(here: InMemoryProcess) -> None:
 
     with pytest.raises(TierUnavailable):
         here.cache.meet(here.call("a"), "task-1")
+
+
+def test_who_waited_for_a_message_that_was_not_yet_running_shares_its_exception(
+    here: InMemoryProcess, there: InMemoryProcess
+) -> None:
+    here.cache.meet(here.call("a"), "task-1")
+    computes = following(there, never)
+    sees = Thread(lambda: here.cache.follow(here.call("a"), "task-1", None))
+    eventually(lambda: waits(here, "a"))
+    worker = InMemoryProcess(beside=here, failures=PlainFailures())
+    with pytest.raises(ValueError, match="own"):
+        worker.cache.fetch(worker.call("a"), Body(error=ValueError("own")), Terms(claim="task-1"))
+
+    assert raised(computes).args == ("own",)
+    assert seen(sees.result()) == (ValueError, ("own",))
 
 
 # -- following without leading -----------------------------------------------------------------------------------------
@@ -779,10 +810,10 @@ def test_who_follows_goes_on_with_the_leader_that_comes_next(here: InMemoryProce
     take(here)
     follower = Thread(lambda: process.cache.follow(process.call("a"), "leader:1", None))
     eventually(lambda: sleepers(process) == 1)
-    take(here, "leader:2", take_over="leader:1")
+    take(here, "other:2", take_over="leader:1")
     process.wake_ups.wake_all()
     eventually(lambda: process.store.calls["lease"] == 2 and sleepers(process) == 1)
-    take(here, "leader:1", take_over="leader:2")
+    take(here, "leader:1", take_over="other:2")
     leave(here, ["left"])
     eventually(lambda: process.store.calls["lease"] == 3)
 
