@@ -67,6 +67,8 @@ class Follower:
                     return self.descend(attempt)
                 finally:
                     self.flights.land(call.digest, flight)
+            if attempt.terms.claim and attempt.terms.claim == flight.holder:  # it waits for this very call
+                return self.descend(attempt)
             if attempt.stale is not MISSING:
                 self._events.emit(Event.HIT, call.memo.task, tier="l2", stale=True)
                 return attempt.stale

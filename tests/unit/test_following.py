@@ -364,6 +364,19 @@ def test_a_retry_that_fails_for_good_shares_its_exception_with_who_waited_from_t
         assert raised(thread).args == ("for good",)
 
 
+@pytest.mark.parametrize("may_block", [False, True])
+def test_a_retry_does_not_wait_for_the_threads_of_its_process_that_wait_for_it(
+    here: InMemoryProcess, there: InMemoryProcess, may_block: bool
+) -> None:
+    retried(here)
+    follower = following(there, never)
+    retry = Thread(
+        lambda: there.cache.fetch(there.call("a"), Body("second try"), Terms(claim="task-1", may_block=may_block))
+    )
+
+    assert [retry.result(), follower.result()] == ["second try"] * 2
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["lost request", "lost answer"])
 def test_a_retry_that_cannot_be_noted_frees_the_lease(here: InMemoryProcess, after: bool) -> None:
     here.store.fail("hand_over", after=after)
