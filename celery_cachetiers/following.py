@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -66,6 +67,8 @@ class Follower:
                     return self.descend(attempt)
                 finally:
                     self.flights.land(call.digest, flight)
+            if attempt.terms.claim and attempt.terms.claim == flight.holder:  # it waits for this very call
+                return self.descend(attempt)
             if attempt.stale is not MISSING:
                 self._events.emit(Event.HIT, call.memo.task, tier="l2", stale=True)
                 return attempt.stale
@@ -83,16 +86,22 @@ class Follower:
                 overdue, attempt.waits_for = flight, flight.holder
                 continue
             attempt.waited = True
-            landing = flight.landing
-            if landing is None:
-                continue
-            if landing.error is not None:
-                return self._fail(attempt, landing.error)
-            if landing.copy is None:
-                return self.descend(attempt)
-            if landing.validated_at >= attempt.arrived:
-                self._events.emit(Event.COALESCED, call.memo.task, key=call.digest)
-                return landing.copy()
+            value = self._landed(attempt, flight.landing)
+            if value is not MISSING:
+                return value
+
+    def _landed(self, attempt: Attempt, landing: Landing | None) -> object:
+        """What a flight has brought to one who waited for it; `MISSING` if that must look again."""
+        if landing is None:
+            return MISSING
+        if landing.error is not None:
+            return self._fail(attempt, landing.error)
+        if landing.copy is None:
+            return self.descend(attempt)
+        if landing.validated_at < attempt.arrived:
+            return MISSING
+        self._events.emit(Event.COALESCED, attempt.call.memo.task, key=attempt.call.digest)
+        return landing.copy()
 
     def descend(self, attempt: Attempt) -> object:
         """L2, then a lease or a compute without one; what to share goes into the flight that the attempt leads."""
@@ -246,13 +255,13 @@ class Follower:
             if not left.failed:
                 codec.decode(raw, call.digest)
                 return Shared(copy=partial(codec.decode, raw, call.digest))
-            dumped = codec.decode(raw, error_key(call.digest))
-            call.memo.failures.load(dumped)
+            load = call.memo.failures.load
+            load(codec.decode(raw, error_key(call.digest)))
         except Exception as error:
             reason = error.reason if isinstance(error, UnusableEntry) else "undecodable"
             self._events.emit(Event.UNUSABLE, call.memo.task, reason=reason, key=call.digest)
             return None
-        return Shared(error=partial(call.memo.failures.load, dumped))
+        return Shared(error=lambda: load(codec.decode(raw, error_key(call.digest))))
 
     def _share(self, attempt: Attempt, found: Shared, asked: float) -> object:
         """Answers with another's compute, and lets the followers in this process have it too."""
@@ -280,10 +289,16 @@ class Follower:
 
     def _land_error(self, attempt: Attempt, error: Exception) -> None:
         """Lets the followers in this process have the exception, if it may be shared."""
-        memo = attempt.call.memo
-        dumped = memo.failures.dump(error) if memo.policy.share_errors else None
-        if attempt.flight is not None and dumped is not None:
-            attempt.flight.landing = Landing(None, self._clock.monotonic(), partial(memo.failures.load, dumped))
+        memo, flight = attempt.call.memo, attempt.flight
+        if flight is None or not memo.policy.share_errors:
+            return
+        load = memo.failures.load
+        try:
+            dumped = deepcopy(memo.failures.dump(error))  # the arguments in it are the leader's own
+        except Exception:
+            return
+        if dumped is not None:
+            flight.landing = Landing(None, self._clock.monotonic(), lambda: load(deepcopy(dumped)))
 
     def _waiting(self, attempt: Attempt) -> Waiting:
         return attempt.waiting(self._clock.monotonic(), nested=bool(self._inside.digests))

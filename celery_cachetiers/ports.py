@@ -27,7 +27,8 @@ class LeaseRequest:
         rejected: Bytes of an entry that the caller has found unusable, not to be answered again.
         claim: The task id to which a lease may have been handed.
         take_over: Token of the holder that is waited for no longer; ``"*"`` replaces any holder.
-        waits_for: Token of the leader that the caller has waited for: it may have what that leader left, see `Left`.
+        waits_for: Token of the leader that the caller has waited for, or the task id to which its lease was handed: it
+            may have what that leader left, or a later attempt of the same task id, see `Left`.
         will_wait: Registers this process' inbox when the lease is held elsewhere.
         watch: Takes no lease: the answer is `Free` where the caller would lead.
         hand_to: Takes the lease for this task id, which will claim it when it runs.

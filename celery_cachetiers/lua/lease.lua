@@ -19,7 +19,8 @@
 --         {4}                                 nobody leads, and the caller only watches
 --         {5, 'v' value or 'e' error, body}   what the leader that was waited for left
 -- Atomic: the look, the lease and the registration, so that no wake-up between them can be lost.
--- Lease: state (1 byte), length of the token (u16), token, stamp.
+-- Lease: state (1 byte), length of the token (u16), token, stamp. A token is 'task id:nonce'; of a lease that was handed
+-- over it is the task id alone.
 
 local tags = #KEYS - 4
 local nonces, missing = {}, false
@@ -57,13 +58,20 @@ if not missing and ARGV[6] ~= '' and not handed then
   end
 end
 
-if ARGV[12] ~= '' and not handed then
-  local left = redis.call('GET', KEYS[4])
-  if left then
-    local length = struct.unpack('<H', left, 2)
-    if string.sub(left, 4, 3 + length) == ARGV[12] then
-      return {5, string.sub(left, 1, 1), string.sub(left, 4 + length)}
-    end
+-- What one attempt of a task id left is for those, too, who have waited for an earlier one, or before it began.
+local function task_of(token) return string.match(token, '^(.+):[^:]*$') end
+local function is_by(author, token)
+  local task = task_of(author)
+  return author == token or (task and (task == token or task == task_of(token)))
+end
+
+local left = redis.call('GET', KEYS[4])
+local author = ''
+if left then
+  local length = struct.unpack('<H', left, 2)
+  author = string.sub(left, 4, 3 + length)
+  if ARGV[12] ~= '' and not handed and is_by(author, ARGV[12]) then
+    return {5, string.sub(left, 1, 1), string.sub(left, 4 + length)}
   end
 end
 
@@ -90,6 +98,9 @@ for i = 1, tags do
     redis.call('PEXPIRE', KEYS[4 + i], ARGV[3])
   end
 end
+-- Who waits for this attempt from now on is not to have what an earlier one of its task id left.
+if left and is_by(author, ARGV[1]) then redis.call('DEL', KEYS[4]) end
+
 stamp = table.concat(nonces)
 redis.call('SET', KEYS[2], ARGV[11] .. struct.pack('<H', #ARGV[1]) .. ARGV[1] .. stamp, 'PX', ARGV[2])
 return {2, stamp, stale}

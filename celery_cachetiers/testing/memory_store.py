@@ -159,7 +159,7 @@ class MemoryStore:
             if entry is not None and request.now is not None and request.now < entry.header.times.fresh_until:
                 return Found(entry)
             left = None if handed else self.shared.left.get(request.digest)
-            if left is not None and left[0] == request.waits_for:
+            if left is not None and request.waits_for and _is_by(left[0], request.waits_for):
                 return Left(unpack(left[1].body + bytes(NONCE_BYTES * len(request.tags))), left[1].failed)
             if lease is not None and lease.stamp == stamp and not self._may_have(request, lease, handed):
                 return self._held(request, lease, entry)
@@ -284,6 +284,9 @@ class MemoryStore:
     def _take(self, request: LeaseRequest, stale: RawEntry | None) -> Leading:
         stamp = self._stamp(request)
         lease = MemoryLease(request.hand_to or request.token, stamp, bool(request.hand_to))
+        left = self.shared.left.get(request.digest)
+        if left is not None and _is_by(left[0], lease.token):
+            self.shared.left.drop(request.digest)
         self.shared.leases.set(request.digest, lease, request.lease_ttl)
         return Leading(stamp, stale)
 
@@ -315,6 +318,12 @@ class MemoryStore:
         with self.shared.lock:
             others = [each for inbox, each in self.shared.listeners.items() if inbox != self.inbox]
         return [_message(listener.invalidated, list(names)) for listener in others]
+
+
+def _is_by(author: str, token: str) -> bool:
+    """Whether a leaving's author is the attempt that a token names, or one of the same task id."""
+    task = author.rpartition(":")[0]
+    return author == token or (task != "" and task in (token, token.rpartition(":")[0]))
 
 
 def _message(send: Callable[[T], None], content: T) -> Message:

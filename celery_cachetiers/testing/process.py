@@ -81,6 +81,7 @@ class InMemoryProcess:
         wake_ups: Where waiters wait; one of its own by default.
         maxsize: Entries in L1 at most.
         max_bytes: Bytes in L1 at most.
+        failures: What the bodies' exceptions mean; by default none is shared, and none is a retry.
 
     Attributes:
         clock, l1, wake_ups, cache, counters: The parts, ready to look at.
@@ -99,6 +100,7 @@ class InMemoryProcess:
         wake_ups: Waiters | None = None,
         maxsize: int = 1000,
         max_bytes: int = 1024**2,
+        failures: Failures | None = None,
     ) -> None:
         self.clock: FakeClock = FakeClock() if beside is None else beside.clock
         self.memory: MemoryStore = MemoryStore(self.clock, beside=None if beside is None else beside.memory)
@@ -108,6 +110,7 @@ class InMemoryProcess:
         events = Events()
         self.backplane = MemoryBackplane(self.memory, Ears(self.l1, self.wake_ups, events))
         self.keeper = ManualKeeper(self.store)
+        self._failures: Failures = Unshared() if failures is None else failures
         self.counters, self.events = Counters(), list[tuple[Event, dict[str, object]]]()
         events.subscribe(self.counters)
         events.subscribe(lambda event, task, details: self.events.append((event, details)))
@@ -124,7 +127,6 @@ class InMemoryProcess:
         task: str = "task",
         tags: Sequence[str] = (),
         codec: Codec | None = None,
-        failures: Failures | None = None,
         **options: Any,
     ) -> Call:
         """A call of a memoized task.
@@ -133,11 +135,10 @@ class InMemoryProcess:
             key: Stands for the arguments.
             tags: As they were rendered from them.
             codec: JSON by default.
-            failures: What the body's exceptions mean; by default none is shared, and none asks for a retry.
             options: Task options such as ``ttl=300.0``, already checked.
         """
-        codec, tally = codec or Codec("json", ["json"]), self.counters.of(task)
-        memo = Memo(task, Policy(**options), codec, tally, failures or Unshared())
+        codec = codec or Codec("json", ["json"])
+        memo = Memo(task, Policy(**options), codec, self.counters.of(task), self._failures)
         names = (namespace_tag(), task_tag(task), *map(escape_tag, sorted(tags)))
         digest = blake2b(f"{task}:{key}".encode(), digest_size=16).hexdigest()
         return Call(memo, digest, lambda: names)

@@ -1,12 +1,15 @@
-"""What stands for a task's body and its callers in the engine's tests."""
+"""Bodies that stop and count, threads that hand on their result, waits that end when a test lets time pass."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from celery_cachetiers.testing import Gate
+from celery_cachetiers.backplane.waiters import Waiters
+from celery_cachetiers.testing import FakeClock, Gate, InMemoryProcess
 
 
 class Body:
@@ -39,6 +42,14 @@ def never() -> object:
     raise AssertionError("this body must not run")
 
 
+class TickingClock(FakeClock):
+    """Each look at it takes a microsecond, so that no two instants are equal."""
+
+    def monotonic(self) -> float:
+        self.advance(1e-6)
+        return super().monotonic()
+
+
 class Thread(threading.Thread):
     """Runs one call and hands its value, or what it raised, to whoever asks for the result."""
 
@@ -61,9 +72,73 @@ class Thread(threading.Thread):
         return self._value
 
 
+class _ClockedEvent:
+    """Waits by the fake clock: until it is set, or until so many seconds have passed there."""
+
+    def __init__(self, event: threading.Event, waiters: ClockedWaiters) -> None:
+        self._event, self._waiters = event, waiters
+
+    def clear(self) -> None:
+        self._event.clear()
+
+    def wait(self, timeout: float) -> bool:
+        clock = self._waiters.clock()
+        deadline = clock.monotonic() + timeout
+        self._waiters.asleep[self] = deadline
+        try:
+            while not self._event.wait(0.002):
+                if clock.monotonic() >= deadline:
+                    return False
+            return True
+        finally:
+            del self._waiters.asleep[self]
+
+
+class ClockedWaiters(Waiters):
+    """Waits end when the test advances the clock."""
+
+    def __init__(self, clock: Callable[[], Any]) -> None:
+        super().__init__()
+        self.clock = clock
+        self.asleep: dict[_ClockedEvent, float] = {}
+
+    @contextmanager
+    def registered(self, digest: str) -> Iterator[threading.Event]:
+        with super().registered(digest) as event:
+            yield _ClockedEvent(event, self)  # type: ignore[misc]  # all that the engine uses of an event
+
+    def sleepers(self) -> int:
+        """How many wait for an instant that has not come yet."""
+        now = self.clock().monotonic()
+        return sum(deadline > now for deadline in list(self.asleep.values()))
+
+
 def eventually(condition: Callable[[], bool]) -> None:
     """Polls: for the few states that nothing announces."""
     deadline = time.monotonic() + 10
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.001)
+
+
+def clocked(beside: InMemoryProcess | None = None) -> InMemoryProcess:
+    process: InMemoryProcess
+
+    def clock() -> Any:
+        return process.clock
+
+    waiters = ClockedWaiters(clock)
+    process = InMemoryProcess(beside=beside, wake_ups=waiters)
+    return process
+
+
+def sleepers(*processes: InMemoryProcess) -> int:
+    return sum(process.wake_ups.sleepers() for process in processes if isinstance(process.wake_ups, ClockedWaiters))
+
+
+def pass_time(seconds: float, *leaders: InMemoryProcess, step: float = 1.0) -> None:
+    """Time passes, and the leaders' keepers do their work meanwhile."""
+    for _ in range(round(seconds / step)):
+        leaders[0].clock.advance(step)
+        for leader in leaders:
+            leader.keeper.renew()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from celery_cachetiers.attempt import Terms
-from celery_cachetiers.backplane.waiters import Waiters
 from celery_cachetiers.call import Call
 from celery_cachetiers.codec import Codec
 from celery_cachetiers.entry import MISSING
@@ -19,86 +17,14 @@ from celery_cachetiers.events import Event
 from celery_cachetiers.metrics.tally import Tally
 from celery_cachetiers.ports import Held, Leading, LeaseRequest
 from celery_cachetiers.reading import Reading
-from celery_cachetiers.testing import FakeClock, Gate, InMemoryProcess
-from tests.unit.bodies import Body, Thread, eventually, never
+from celery_cachetiers.testing import Gate, InMemoryProcess
+from tests.unit.bodies import Body, Thread, TickingClock, clocked, eventually, never, pass_time, sleepers
 
 
 def told(reading: Reading | None) -> tuple[object, str]:
     """What a look found, and what it said of it."""
     assert reading is not None
     return reading.value, " ".join(word for word in ("stale", "refresh") if getattr(reading, word))
-
-
-class TickingClock(FakeClock):
-    """Each look at it takes a microsecond, so that no two instants are equal."""
-
-    def monotonic(self) -> float:
-        self.advance(1e-6)
-        return super().monotonic()
-
-
-class _ClockedEvent:
-    """Waits by the fake clock: until it is set, or until so many seconds have passed there."""
-
-    def __init__(self, event: threading.Event, waiters: ClockedWaiters) -> None:
-        self._event, self._waiters = event, waiters
-
-    def clear(self) -> None:
-        self._event.clear()
-
-    def wait(self, timeout: float) -> bool:
-        clock = self._waiters.clock()
-        deadline = clock.monotonic() + timeout
-        self._waiters.asleep[self] = deadline
-        try:
-            while not self._event.wait(0.002):
-                if clock.monotonic() >= deadline:
-                    return False
-            return True
-        finally:
-            del self._waiters.asleep[self]
-
-
-class ClockedWaiters(Waiters):
-    """Waits end when the test advances the clock."""
-
-    def __init__(self, clock: Callable[[], Any]) -> None:
-        super().__init__()
-        self.clock = clock
-        self.asleep: dict[_ClockedEvent, float] = {}
-
-    @contextmanager
-    def registered(self, digest: str) -> Iterator[threading.Event]:
-        with super().registered(digest) as event:
-            yield _ClockedEvent(event, self)  # type: ignore[misc]  # all that the engine uses of an event
-
-    def sleepers(self) -> int:
-        """How many wait for an instant that has not come yet."""
-        now = self.clock().monotonic()
-        return sum(deadline > now for deadline in list(self.asleep.values()))
-
-
-def clocked(beside: InMemoryProcess | None = None) -> InMemoryProcess:
-    process: InMemoryProcess
-
-    def clock() -> Any:
-        return process.clock
-
-    waiters = ClockedWaiters(clock)
-    process = InMemoryProcess(beside=beside, wake_ups=waiters)
-    return process
-
-
-def sleepers(*processes: InMemoryProcess) -> int:
-    return sum(process.wake_ups.sleepers() for process in processes if isinstance(process.wake_ups, ClockedWaiters))
-
-
-def pass_time(seconds: float, *leaders: InMemoryProcess, step: float = 1.0) -> None:
-    """Time passes, and the leaders' keepers do their work meanwhile."""
-    for _ in range(round(seconds / step)):
-        leaders[0].clock.advance(step)
-        for leader in leaders:
-            leader.keeper.renew()
 
 
 @pytest.fixture

@@ -72,6 +72,58 @@ def test_a_forked_child_has_no_waiters_and_a_lock_of_its_own() -> None:
     assert len(waiters) == 0
 
 
+def test_whoever_is_told_hears_of_each_wake_up_and_of_none_for_all() -> None:
+    waiters, told = Waiters(), list[str | None]()
+    waiters.told = told.append
+    with waiters.registered("a"):
+        waiters.wake("a")
+        waiters.wake("nobody waits for it")
+        waiters.wake_all()
+
+    assert told == ["a", "nobody waits for it", None]
+
+
+def test_whoever_is_told_may_look_at_the_waiters() -> None:
+    """It is called outside the lock, when those who wait have been woken."""
+    waiters, woken = Waiters(), list[bool]()
+
+    def told(digest: str | None) -> None:
+        with waiters.registered("another"):
+            woken.append(waiter.woken)
+
+    waiters.told = told
+    with waiters.registered("a") as waiter:
+        waiters.wake("a")
+        waiter.clear()
+        waiters.wake_all()
+
+    assert woken == [True, True]
+
+
+def test_after_a_fork_nobody_is_told_until_the_child_says_who() -> None:
+    waiters, parents = Waiters(), list[str | None]()
+    waiters.told = parents.append
+    waiters.reset_after_fork()
+    waiters.wake("a")
+    waiters.wake_all()
+
+    assert parents == []
+
+
+def test_a_waiter_that_was_woken_waits_again_once_it_is_cleared() -> None:
+    waiters = Waiters()
+    with waiters.registered("a") as waiter:
+        waiters.wake("a")
+        assert waiter.wait(0) is True
+        waiter.clear()
+        assert waiter.wait(0) is False  # now its event is made
+        waiters.wake("a")
+        assert waiter.wait(0) is True
+        waiter.clear()
+
+        assert waiter.wait(0) is False
+
+
 def test_threads_that_come_and_go_while_others_wake_are_all_woken() -> None:
     waiters, woken = Waiters(), list[bool]()
     stop = threading.Event()

@@ -482,6 +482,42 @@ class StoreConformance:
         assert isinstance(store.theirs.lease(store.request(key, watch=True, waits_for="another")), Free)
         assert isinstance(store.theirs.lease(store.request(key)), Leading)
 
+    def test_what_an_attempt_left_is_for_those_who_waited_for_its_task_id(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.lead(key, hand_to="task:1", will_wait=False)
+        first = store.lead(key, claim="task:1", token="task:1:a")
+        store.ours.hand_over(key, first.token, "task:1", 5.0)
+        second = store.lead(key, claim="task:1", token="task:1:b")
+        store.ours.release(key, second.token, Leave(store.body(), True, LEASE_TTL))
+
+        for other in ("task:10", "task", "task:2:b", "task:1:a:b", ":b", "b"):
+            assert isinstance(store.theirs.lease(store.request(key, watch=True, waits_for=other)), Free)
+        for waits_for in ("task:1", "task:1:a", "task:1:b"):
+            assert isinstance(store.theirs.lease(store.request(key, waits_for=waits_for)), Left)
+
+    def test_what_was_left_without_a_task_id_is_for_those_who_waited_for_that_attempt(
+        self, store: StoreUnderTest
+    ) -> None:
+        key = digest()
+        leader = store.lead(key, token=":a")
+        store.ours.release(key, leader.token, Leave(store.body(), True, LEASE_TTL))
+
+        assert isinstance(store.theirs.lease(store.request(key, watch=True, waits_for=":b")), Free)
+        assert isinstance(store.theirs.lease(store.request(key, watch=True, waits_for=":a")), Left)
+
+    def test_what_an_attempt_left_is_not_for_those_who_wait_for_the_next_of_its_task_id(
+        self, store: StoreUnderTest
+    ) -> None:
+        following: tuple[dict[str, Any], ...] = ({"token": "task-1:b"}, {"hand_to": "task-1"})
+        for how in following:
+            key = digest()
+            first = store.lead(key, token="task-1:a")
+            store.ours.release(key, first.token, Leave(store.body(), True, LEASE_TTL))
+            store.lead(key, **how)
+
+            for waits_for in ("task-1", "task-1:b"):
+                assert isinstance(store.theirs.lease(store.request(key, watch=True, waits_for=waits_for)), Held)
+
     def test_what_a_leader_left_is_there_while_the_next_one_computes(self, store: StoreUnderTest) -> None:
         key = digest()
         leader = store.lead(key)
