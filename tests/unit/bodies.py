@@ -142,3 +142,9 @@ def pass_time(seconds: float, *leaders: InMemoryProcess, step: float = 1.0) -> N
         leaders[0].clock.advance(step)
         for leader in leaders:
             leader.keeper.renew()
+
+
+def flown(process: InMemoryProcess) -> int:
+    """How many threads wait for a flight of their own process."""
+    flights = list(process.cache._follower.flights._flights.values())
+    return sum(len(flight.done._cond._waiters) for flight in flights if flight.done)  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from celery_cachetiers.metrics.tally import Tally
 from celery_cachetiers.ports import Held, Leading, LeaseRequest
 from celery_cachetiers.reading import Reading
 from celery_cachetiers.testing import Gate, InMemoryProcess
-from tests.unit.bodies import Body, Thread, TickingClock, clocked, eventually, never, pass_time, sleepers
+from tests.unit.bodies import Body, Thread, TickingClock, clocked, eventually, flown, never, pass_time, sleepers
 
 
 def told(reading: Reading | None) -> tuple[object, str]:
@@ -584,7 +584,9 @@ def test_a_stampede_of_processes_computes_once(here: InMemoryProcess) -> None:
     threads = [Thread(call(process)) for process in processes for _ in range(4)]
     gate.wait_reached()
     eventually(lambda: all(process.store.calls["read"] == 4 for process in processes))
-    eventually(lambda: sum(len(process.wake_ups) for process in processes) == 7)
+    digest = here.call("a").digest
+    eventually(lambda: len(here.memory.shared.waiters.get(digest) or ()) == 7)
+    eventually(lambda: sum(flown(process) for process in processes) == 24)
     gate.open()
 
     assert [thread.result() for thread in threads] == ["value"] * 32
@@ -947,16 +949,16 @@ def test_without_l2_the_threads_of_a_process_do_not_compute_one_after_another(he
             gate.pass_through()
         return body()
 
-    def following() -> int:
-        flights = list(here.cache._follower.flights._flights.values())
-        return sum(len(flight.done._cond._waiters) for flight in flights if flight.done)  # type: ignore[attr-defined]
+    def call() -> object:
+        return here.get(here.call("a"), compute)
 
-    threads = [Thread(lambda: here.get(here.call("a"), compute)) for _ in range(8)]
+    threads = [Thread(call)]
     gates[0].wait_reached()
-    eventually(lambda: following() == 7)
+    threads += [Thread(call) for _ in range(7)]
+    eventually(lambda: flown(here) == 7)
     gates[0].open()
     gates[1].wait_reached()
-    eventually(lambda: following() == 6)
+    eventually(lambda: flown(here) == 6)
     gates[1].open()
 
     assert [thread.result() for thread in threads] == ["value"] * 8

@@ -19,7 +19,7 @@ from celery_cachetiers.following import Shared
 from celery_cachetiers.leading import error_key
 from celery_cachetiers.ports import Found, Free, Held, Leading, LeaseAnswer, LeaseRequest, Leave, Left
 from celery_cachetiers.testing import Gate, InMemoryProcess
-from tests.unit.bodies import Body, Thread, TickingClock, clocked, eventually, never, pass_time, sleepers
+from tests.unit.bodies import Body, Thread, TickingClock, clocked, eventually, flown, never, pass_time, sleepers
 
 LEASE = 10.0
 
@@ -82,12 +82,6 @@ def following(process: InMemoryProcess, compute: Callable[[], object], *, key: s
 def waits(process: InMemoryProcess, key: str) -> bool:
     """Whether this process' inbox is noted at the key."""
     return process.memory.inbox in (process.memory.shared.waiters.get(process.call(key).digest) or ())
-
-
-def flown(process: InMemoryProcess) -> int:
-    """How many threads wait for a flight of their own process."""
-    flights = list(process.cache._follower.flights._flights.values())
-    return sum(len(flight.done._cond._waiters) for flight in flights if flight.done)  # type: ignore[attr-defined]
 
 
 def raised(thread: Thread) -> BaseException:
@@ -294,7 +288,12 @@ def test_threads_that_came_while_a_value_was_computed_that_is_not_stored_compute
         next(entered).pass_through()
         return body()
 
-    threads = [Thread(lambda: here.cache.fetch(here.call("a", **options), compute)) for _ in range(8)]
+    def call() -> object:
+        return here.cache.fetch(here.call("a", **options), compute)
+
+    threads = [Thread(call)]
+    gates[0].wait_reached()
+    threads += [Thread(call) for _ in range(7)]
     for gate, waiting in zip(gates, (7, 6), strict=True):
         gate.wait_reached()
         eventually(lambda waiting=waiting: flown(here) == waiting)  # type: ignore[misc]  # bound early
@@ -327,6 +326,7 @@ def test_a_retry_keeps_the_lease_for_its_task_id_and_followers_wait_on(
 
     third = InMemoryProcess(beside=here, failures=PlainFailures())
     assert holder(here) == "task-1"
+    assert (here.store.calls["hand_over"], here.store.calls["release"]) == (1, 0)
     for claim in ("task-2", ""):
         with pytest.raises(HeldElsewhere) as held:
             third.cache.fetch(third.call("a"), never, Terms(claim=claim, may_block=False))
@@ -480,6 +480,28 @@ def test_an_attempt_replaces_exactly_the_leader_it_names(here: InMemoryProcess, 
     assert here.cache.fetch(here.call("a"), never) == "second"
 
 
+def test_an_attempt_that_replaces_a_leader_of_its_own_process_does_not_wait_for_it(here: InMemoryProcess) -> None:
+    leader = leading(here, Body("first", gate=(gate := Gate())), claim="task-1", nonce="1")
+
+    terms = Terms(take_over="task-1:1", may_block=False)
+    assert here.cache.fetch(here.call("a"), Body("second"), terms) == "second"
+    gate.open()
+    assert leader.result() == "first"
+    assert here.cache.fetch(here.call("a"), never) == "second"
+
+
+def test_an_attempt_that_would_replace_a_leader_that_is_gone_waits_for_the_one_that_leads_now(
+    here: InMemoryProcess, there: InMemoryProcess
+) -> None:
+    leader = leading(here, Body(gate=(gate := Gate())), claim="task-1", nonce="2")
+    thread = Thread(lambda: there.cache.fetch(there.call("a"), never, Terms(take_over="task-1:1")))
+    eventually(lambda: waits(there, "a"))
+    gate.open()
+
+    assert [leader.result(), thread.result()] == ["value"] * 2
+    assert there.count(Event.TAKEN_OVER) == 0
+
+
 def test_a_later_attempt_has_what_the_leader_left_for_which_it_had_waited(
     here: InMemoryProcess, there: InMemoryProcess
 ) -> None:
@@ -488,6 +510,30 @@ def test_a_later_attempt_has_what_the_leader_left_for_which_it_had_waited(
 
     assert there.cache.fetch(there.call("a"), never, Terms(waits_for="leader:1")) == "left"
     assert there.cache.fetch(there.call("a"), Body("own"), Terms(waits_for="other:2")) == "own"
+
+
+def test_a_lease_that_was_granted_in_an_answer_that_was_lost_is_given_back(here: InMemoryProcess) -> None:
+    here.store.fail("lease", after=True)
+    held = list[bool]()
+
+    here.cache.fetch(here.call("a"), lambda: held.append(holder(here) is not None))
+    assert held == [True]
+    assert holder(here) is None
+
+
+def test_whoever_waited_beside_a_leader_that_failed_and_then_finds_a_value_counts_as_coalesced(
+    here: InMemoryProcess, there: InMemoryProcess
+) -> None:
+    leader = leading(there, Body(gate=(gate := Gate()), error=OSError("of one attempt")))
+    follower = Thread(lambda: there.cache.fetch(there.call("a"), never))
+    eventually(lambda: flown(there) == 1)
+    there.memory.detach()  # the announcement is late
+    here.cache.put(here.call("a"), "put")
+    gate.open()
+
+    assert isinstance(raised(leader), OSError)
+    assert follower.result() == "put"
+    assert (there.tally.coalesced, there.tally.l2_hits) == (1, 0)
 
 
 def test_who_is_told_may_free_the_lease_of_an_attempt_that_is_gone(
@@ -670,6 +716,17 @@ def test_whoever_watches_first_starts_its_backplane(there: InMemoryProcess, ask:
     acts[ask]()
 
     assert there.backplane.connected()
+
+
+def test_what_an_attempt_left_is_not_for_those_who_wait_for_the_next_of_its_task_id(
+    here: InMemoryProcess, there: InMemoryProcess
+) -> None:
+    take(here)
+    leave(here, "left")
+    take(here, "leader:2")
+
+    for waits_for in ("leader:2", "leader"):
+        assert there.cache.watch(there.call("a"), waits_for) == Held("leader:2", LEASE)
 
 
 # -- meeting -----------------------------------------------------------------------------------------------------------
@@ -956,9 +1013,10 @@ def test_a_hit_that_a_look_finds_ends_the_streak(here: InMemoryProcess, there: I
     call = made_cold(here, COLD - 1)
     assert here.cache.fetch(sibling(here, call, "hit"), never) == "there"
     here.store.calls.clear()
+    here.cache.fetch(sibling(here, call, "next"), Body())
     here.cache.fetch(call, Body())
 
-    assert here.store.calls["read"] == 1
+    assert here.store.calls["read"] == 2
 
 
 def test_one_task_that_is_cold_does_not_make_another_so(here: InMemoryProcess) -> None:
