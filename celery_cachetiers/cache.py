@@ -113,7 +113,9 @@ class TieredCache:
         if terms.refresh or call.memo.policy.coalesce is False:
             attempt.take_over = ANY_HOLDER
             return self._follower.descend(attempt)
-        if terms.take_over:
+        if (
+            terms.take_over or not terms.may_block
+        ):  # the lease tells who leads now; a flight may be doomed, or wait for us
             return self._follower.descend(attempt)
         return self._follower.fly(attempt)
 

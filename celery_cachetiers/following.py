@@ -72,8 +72,6 @@ class Follower:
             if attempt.stale is not MISSING:
                 self._events.emit(Event.HIT, call.memo.task, tier="l2", stale=True)
                 return attempt.stale
-            if not attempt.terms.may_block:
-                raise HeldElsewhere(flight.holder, call.memo.policy.lease_ttl)
             if overdue is not None:
                 attempt.began = self._clock.monotonic()
             overdue = None

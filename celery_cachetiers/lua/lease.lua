@@ -65,13 +65,17 @@ local function is_by(author, token)
   return author == token or (task and (task == token or task == task_of(token)))
 end
 
+-- What was left under an outdated stamp is nobody's: the caller may have come after the invalidation.
 local left = redis.call('GET', KEYS[4])
 local author = ''
 if left then
   local length = struct.unpack('<H', left, 2)
   author = string.sub(left, 4, 3 + length)
-  if ARGV[12] ~= '' and not handed and is_by(author, ARGV[12]) then
-    return {5, string.sub(left, 1, 1), string.sub(left, 4 + length)}
+  local stamp_length = struct.unpack('<H', left, 4 + length)
+  local at = 6 + length
+  if ARGV[12] ~= '' and not handed and not missing and is_by(author, ARGV[12])
+      and string.sub(left, at, at + stamp_length - 1) == stamp then
+    return {5, string.sub(left, 1, 1), string.sub(left, at + stamp_length)}
   end
 end
 

@@ -4,6 +4,7 @@
 -- ARGV  1 token   2 prefix of the inboxes   3 digest
 --       4 'v' value, 'e' error, '' = nothing is left   5 its body   6 its TTL, ms
 -- Returns 1 freed, 0 the token does not hold it.
+-- What is left: kind (1 byte), length of the token (u16), token, length of the stamp (u16), stamp of the lease, body.
 -- Atomic: compare, leave, free, wake. SET runs under pcall: a full server must not keep the lease from being freed.
 
 local lease = redis.call('GET', KEYS[1])
@@ -11,7 +12,9 @@ if not lease then return 0 end
 local length = struct.unpack('<H', lease, 2)
 if string.sub(lease, 4, 3 + length) ~= ARGV[1] then return 0 end
 if ARGV[4] ~= '' then
-  redis.pcall('SET', KEYS[3], ARGV[4] .. struct.pack('<H', #ARGV[1]) .. ARGV[1] .. ARGV[5], 'PX', ARGV[6])
+  local stamp = string.sub(lease, 4 + length)
+  local head = ARGV[4] .. struct.pack('<H', #ARGV[1]) .. ARGV[1] .. struct.pack('<H', #stamp) .. stamp
+  redis.pcall('SET', KEYS[3], head .. ARGV[5], 'PX', ARGV[6])
 end
 redis.call('DEL', KEYS[1])
 for _, inbox in ipairs(redis.call('SMEMBERS', KEYS[2])) do

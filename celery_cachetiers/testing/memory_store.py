@@ -78,6 +78,15 @@ class MemoryLease:
     handed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryLeft:
+    """What a leader left, and the stamp that its lease was taken under."""
+
+    token: str
+    stamp: bytes
+    leave: Leave
+
+
 @dataclass(slots=True)
 class Shared:
     """What all processes see. Changed under the lock; `listeners` are called outside it."""
@@ -88,7 +97,7 @@ class Shared:
     leases: Expiring[MemoryLease] = field(init=False)
     versions: Expiring[bytes] = field(init=False)
     waiters: Expiring[frozenset[str]] = field(init=False)
-    left: Expiring[tuple[str, Leave]] = field(init=False)
+    left: Expiring[MemoryLeft] = field(init=False)
     listeners: dict[str, Listener] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -159,8 +168,9 @@ class MemoryStore:
             if entry is not None and request.now is not None and request.now < entry.header.times.fresh_until:
                 return Found(entry)
             left = None if handed else self.shared.left.get(request.digest)
-            if left is not None and request.waits_for and _is_by(left[0], request.waits_for):
-                return Left(unpack(left[1].body + bytes(NONCE_BYTES * len(request.tags))), left[1].failed)
+            waited = left is not None and request.waits_for and _is_by(left.token, request.waits_for)
+            if left is not None and waited and left.stamp == stamp:
+                return Left(unpack(left.leave.body + bytes(NONCE_BYTES * len(request.tags))), left.leave.failed)
             if lease is not None and lease.stamp == stamp and not self._may_have(request, lease, handed):
                 return self._held(request, lease, entry)
             return Free() if request.watch else self._take(request, entry)
@@ -189,7 +199,7 @@ class MemoryStore:
             if lease is None or lease.token != token:
                 return False
             if leave is not None:
-                self.shared.left.set(digest, (token, leave), leave.seconds)
+                self.shared.left.set(digest, MemoryLeft(token, lease.stamp, leave), leave.seconds)
             messages = self._free(digest)
         _deliver(messages)
         return True
@@ -220,6 +230,7 @@ class MemoryStore:
         with self.shared.lock:
             stamp = self._stamp(request)
             self.shared.entries.set(request.digest, body + stamp, hard_ttl)
+            self.shared.left.drop(request.digest)
             messages = self._free(request.digest)
         _deliver(messages + self._announcement([key_tag(request.digest)]))
 
@@ -227,6 +238,7 @@ class MemoryStore:
         """Removes entry and lease, so that a running leader is refused."""
         with self.shared.lock:
             self.shared.entries.drop(digest)
+            self.shared.left.drop(digest)
             messages = self._free(digest)
         _deliver(messages + self._announcement([key_tag(digest)]))
 
@@ -285,7 +297,7 @@ class MemoryStore:
         stamp = self._stamp(request)
         lease = MemoryLease(request.hand_to or request.token, stamp, bool(request.hand_to))
         left = self.shared.left.get(request.digest)
-        if left is not None and _is_by(left[0], lease.token):
+        if left is not None and _is_by(left.token, lease.token):
             self.shared.left.drop(request.digest)
         self.shared.leases.set(request.digest, lease, request.lease_ttl)
         return Leading(stamp, stale)

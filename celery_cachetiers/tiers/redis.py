@@ -87,8 +87,7 @@ class RedisStore:
             "w" if request.watch else "h" if request.hand_to else "c",
             request.waits_for,
         ]
-        own = (*self._own(digest), self._layout.left(digest))
-        answer = self._client.run(_LEASE, self._script(_LEASE, digest, request.tags, args, own))
+        answer = self._client.run(_LEASE, self._script(_LEASE, digest, request.tags, args, left=True))
         if answer[0] == 1:
             return self._found(answer[1], request)
         if answer[0] == 4:
@@ -174,7 +173,7 @@ class RedisStore:
             _ms(hard_ttl), _ms(keep_for), nonces, body, self._layout.inboxes, digest,
             self._layout.announcements, message,
         ]  # fmt: skip
-        return int(self._client.run(_PUT, self._script(_PUT, digest, tags, args), must_try=True))
+        return int(self._client.run(_PUT, self._script(_PUT, digest, tags, args, left=True), must_try=True))
 
     def _script(
         self,
@@ -182,9 +181,10 @@ class RedisStore:
         digest: str,
         tags: tuple[str, ...],
         args: Sequence[Argument],
-        own: tuple[str, ...] | None = None,
+        *,
+        left: bool = False,
     ) -> Build:
-        own = own or self._own(digest)
+        own = (*self._own(digest), self._layout.left(digest)) if left else self._own(digest)
         return lambda run_id: script.command((*own, *self._versions(digest, tags, run_id)), args)
 
     def _own(self, digest: str) -> tuple[str, ...]:

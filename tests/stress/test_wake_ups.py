@@ -27,7 +27,7 @@ LOST = 10.0
 @pytest.mark.parametrize("cutting", [False, True], ids=["", "connections cut"])
 def test_no_wake_up_is_lost(redis_factory: RedisServers, waits: int, cutting: bool) -> None:
     server, directory = redis_factory(), scratch_directory("wake")
-    keys = waits * 3 // 2 // (PROCESSES * THREADS - 1)
+    keys = waits * 2 // (PROCESSES * THREADS - 1)
     given = {
         "cache": server.url(1), "book": server.url(2), "namespace": f"t{uuid.uuid4().hex[:12]}",
         "keys": keys, "threads": THREADS, "lease_ttl": LEASE_TTL, "compute": 0.003,

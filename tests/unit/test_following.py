@@ -437,23 +437,6 @@ def test_who_may_not_block_is_told_the_leader_of_its_own_process(here: InMemoryP
     assert repr(here.cache._follower.flights) == "<Flights: 0 under way>"
 
 
-def test_a_thread_that_follows_one_that_may_not_block_waits_by_itself(
-    here: InMemoryProcess, there: InMemoryProcess
-) -> None:
-    leader = leading(here, Body(gate=(gate := Gate())))
-    asks = there.store.hold("lease")
-    refused = Thread(lambda: there.cache.fetch(there.call("a"), never, Terms(may_block=False, looked=True)))
-    asks.wait_reached()
-    follower = Thread(lambda: there.cache.fetch(there.call("a"), never))
-    eventually(lambda: flown(there) == 1)
-    asks.open()
-
-    assert isinstance(raised(refused), HeldElsewhere)
-    eventually(lambda: waits(there, "a"))
-    gate.open()
-    assert [leader.result(), follower.result()] == ["value"] * 2
-
-
 def test_claim_and_nonce_name_the_attempt(here: InMemoryProcess) -> None:
     tokens = list[str | None]()
     for terms in (Terms(claim="task-1", nonce="n"), Terms(claim="task-1"), Terms(claim="task-1"), Terms()):
@@ -947,7 +930,7 @@ def test_an_exception_that_was_left_is_no_entry(here: InMemoryProcess, there: In
     assert stamp is not None
     body = here.memory.shared.left.get(call.digest)
     assert body is not None
-    here.memory.shared.entries.set(call.digest, body[1].body + stamp, LEASE)  # who can write to Redis passes it off
+    here.memory.shared.entries.set(call.digest, body.leave.body + stamp, LEASE)  # who can write to Redis passes it off
     assert isinstance(take(there), Found)
 
     assert there.cache.fetch(there.call("a", codec=SIGNED), Body("own")) == "own"

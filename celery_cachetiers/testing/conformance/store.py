@@ -518,6 +518,33 @@ class StoreConformance:
             for waits_for in ("task-1", "task-1:b"):
                 assert isinstance(store.theirs.lease(store.request(key, watch=True, waits_for=waits_for)), Held)
 
+    def test_what_a_leader_left_is_nobodys_after_an_invalidation(self, store: StoreUnderTest) -> None:
+        ways: Iterable[Callable[[str], object]] = (
+            lambda key: store.theirs.invalidate(["user:1"]),
+            store.theirs.fence,
+            lambda key: store.theirs.put(store.request(key), store.body(), 0.2),
+        )
+        for way in ways:
+            for comes_back in (False, True):
+                key = digest()
+                leader = store.lead(key)
+                store.ours.release(key, leader.token, Leave(store.body(), True, LEASE_TTL))
+                way(key)
+                store.advance(0.3)
+                if comes_back:
+                    store.lead(digest())  # the tag has a version again
+
+                assert isinstance(store.theirs.lease(store.request(key, watch=True, waits_for=leader.token)), Free)
+
+    def test_a_leader_that_an_invalidation_overtook_leaves_nothing(self, store: StoreUnderTest) -> None:
+        key = digest()
+        leader = store.lead(key)
+        store.theirs.invalidate(["user:1"])
+        store.lead(digest())
+        store.ours.release(key, leader.token, Leave(store.body(), True, LEASE_TTL))
+
+        assert isinstance(store.theirs.lease(store.request(key, watch=True, waits_for=leader.token)), Free)
+
     def test_what_a_leader_left_is_there_while_the_next_one_computes(self, store: StoreUnderTest) -> None:
         key = digest()
         leader = store.lead(key)
