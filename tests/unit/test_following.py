@@ -934,7 +934,7 @@ def test_an_exception_that_was_left_is_no_entry(here: InMemoryProcess, there: In
     assert isinstance(take(there), Found)
 
     assert there.cache.fetch(there.call("a", codec=SIGNED), Body("own")) == "own"
-    assert unpack(body[1].body + bytes(NONCE_BYTES * len(call.tags))).header.signature
+    assert unpack(body.leave.body + bytes(NONCE_BYTES * len(call.tags))).header.signature
 
 
 def test_signed_exceptions_and_values_are_shared(here: InMemoryProcess, there: InMemoryProcess) -> None:
