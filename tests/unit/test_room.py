@@ -173,6 +173,25 @@ def test_the_end_of_one_that_was_sent_for_a_stale_value_is_not_the_leaders_end(d
     assert desk.room.running() == [leader]
 
 
+def test_whoever_was_sent_for_a_stale_value_is_given_back_while_the_leader_goes_on(desk: Desk) -> None:
+    leader, stale = desk.arrive(2, grace=10.0)
+    desk.room.given_back(stale, leader.token)
+
+    assert desk.room.running() == [leader]
+    assert desk.room.guests() == [stale]
+
+
+def test_a_look_that_finds_a_leader_makes_the_table_dry(desk: Desk) -> None:
+    leader, dry, waiting = desk.arrive(3, grace=10.0)
+    for guest in (dry, waiting):
+        desk.room.looked(desk.look(desk.room.given_back(guest, leader.token)), Held(leader.token, 5.0))
+    assert sent(desk.end(leader, Free())) == [dry]
+    desk.room.looked(desk.look(desk.room.woken("a")), Held(dry.token, 5.0))
+    newcomer = desk.guest(grace=10.0)
+
+    assert held(desk.room.arrive(newcomer)) == [newcomer]
+
+
 # -- given back --------------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +247,24 @@ def test_when_l2_cannot_be_asked_everybody_runs(desk: Desk) -> None:
     assert desk.room.held == 0
 
 
+def test_when_l2_cannot_be_asked_those_run_too_who_came_during_the_look(desk: Desk) -> None:
+    leader, waiting = desk.arrive(2)
+    look = desk.look(desk.room.ended(leader, lost=False))
+    desk.clock.advance(INSTANT)
+    [newcomer] = desk.arrive()
+
+    assert sent(desk.room.looked(look, None)) == [waiting, newcomer]
+
+
+def test_a_stale_value_answers_and_its_leader_still_leads(desk: Desk) -> None:
+    leader, second = desk.arrive(2)
+    assert given(desk.room.looked(desk.look(desk.room.woken("a")), STALE)) == [second]
+    [newcomer] = desk.arrive()
+
+    assert desk.room.running() == [leader]
+    assert newcomer.waits_for == leader.token
+
+
 def test_a_value_is_for_all_who_wait(desk: Desk) -> None:
     leader, *others = desk.arrive(4)
     actions = desk.end(leader, VALUE)
@@ -254,6 +291,14 @@ def test_an_exception_is_for_those_who_waited_for_its_leader_and_one_of_the_othe
     again = desk.look(actions)
     assert again.waits_for == ""
     assert sent(desk.room.looked(again, Free())) == [others[1]]
+
+
+def test_who_waited_for_another_leader_goes_on_waiting_for_that_one_after_an_exception(desk: Desk) -> None:
+    leader, second, third = desk.arrive(3)
+    third.waits_for = "another:1"
+
+    assert given(desk.end(leader, ERROR)) == [second]
+    assert third.waits_for == "another:1"
 
 
 def test_who_comes_during_a_look_is_not_answered_by_it_and_a_new_one_follows(desk: Desk) -> None:
@@ -293,6 +338,7 @@ def test_what_a_leader_left_does_not_make_the_room_forget_the_one_that_leads_by_
 
     assert desk.look(actions).waits_for == second.token
     assert desk.room.guests() == [third]
+    assert desk.room.running() == [second]
 
 
 @pytest.mark.parametrize("holder", ["elsewhere:1", "leader"])
@@ -331,6 +377,16 @@ def test_waiting_starts_over_with_another_leader_and_not_with_the_same(desk: Des
     desk.room.looked(desk.look(desk.room.woken("a")), Held("elsewhere:2", 5.0))
 
     assert guest.began == desk.clock.monotonic() > began
+
+
+def test_waiting_does_not_start_over_when_the_leaders_name_is_learned(desk: Desk) -> None:
+    [first] = desk.arrive()
+    desk.clock.advance(3)
+    look = desk.look(desk.room.given_back(first, ""))
+    desk.room.looked(look, Held("elsewhere:1", 5.0))
+
+    assert first.waits_for == "elsewhere:1"
+    assert first.began == first.arrived
 
 
 def test_whose_task_id_a_lease_was_handed_to_is_sent_and_the_others_wait_for_it(desk: Desk) -> None:
@@ -468,6 +524,27 @@ def test_nothing_is_looked_for_when_nobody_waits(desk: Desk) -> None:
     [leader] = desk.arrive()
 
     assert desk.room.ended(leader, lost=False) == []
+    assert list(desk.room) == []
+
+
+def test_the_end_in_short_is_only_for_the_one_that_runs(desk: Desk) -> None:
+    leader, stale = desk.arrive(2, grace=10.0)
+
+    assert desk.room.ended_alone(stale) is False
+    assert desk.room.running() == [leader]
+    assert desk.room.ended_alone(leader) is True
+    assert list(desk.room) == []
+    assert desk.room.ended_alone(leader) is False
+
+
+def test_the_end_in_short_is_not_for_a_key_that_is_being_looked_at(desk: Desk) -> None:
+    leader, second = desk.arrive(2)
+    look = desk.look(desk.room.woken("a"))
+    desk.room.leave(second)
+
+    assert desk.room.ended_alone(leader) is False
+    assert desk.room.ended(leader, lost=False) == []
+    desk.room.looked(look, Free())
     assert list(desk.room) == []
 
 
@@ -661,6 +738,16 @@ def test_the_last_one_who_leaves_takes_the_table_along(desk: Desk) -> None:
     assert list(desk.room) == []
 
 
+def test_a_table_that_is_being_looked_at_stays_for_a_newcomer_when_the_last_one_leaves(desk: Desk) -> None:
+    leader, second = desk.arrive(2)
+    look = desk.look(desk.room.ended(leader, lost=False))
+    desk.room.leave(second)
+    newcomer = desk.guest()
+
+    assert held(desk.room.arrive(newcomer)) == [newcomer]
+    assert sent(desk.room.looked(look, Free())) == [newcomer]
+
+
 def test_clearing_empties_the_room_and_keeps_the_tables_of_those_that_run(desk: Desk) -> None:
     leader, *others = desk.arrive(3)
     elsewhere = desk.lead_elsewhere(1, key="b")
@@ -700,6 +787,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.sent: list[Guest] = []
         self.gone: list[Guest] = []  # answered, put back, left, ended
         self.looks: list[Look] = []
+        self.lost: set[str] = set()  # tokens whose leases no look has freed yet
         self.timers: list[tuple[float, str]] = []
 
     # What the worker does.
@@ -732,6 +820,7 @@ class AnyOrder(RuleBasedStateMachine):
                 case Look(call):
                     assert all(look.call.digest != call.digest for look in self.looks), "two looks at one key"
                     self.looks.append(action)
+                    self.lost -= {*action.gone}
                 case LookLater(digest, seconds):
                     self.timers.append((self.desk.clock.monotonic() + seconds, digest))
 
@@ -780,6 +869,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.sent.remove(guest)
         self.gone.append(guest)
         for _ in range(1 + twice):
+            self.lost |= {guest.token} if lost else set()
             self.do(self.room.ended(guest, lost=lost))
 
     @precondition(lambda self: self.looks)
@@ -861,6 +951,10 @@ class AnyOrder(RuleBasedStateMachine):
         for table in self.room:
             if table.held:
                 assert table.runs is not None or table.call.digest in looked_at | timed, "stranded"
+
+    @invariant()
+    def the_lease_of_a_lost_attempt_is_freed_by_a_look_that_is_still_to_come(self) -> None:
+        assert self.lost == {token for table in self.room if table.looking for token in table.gone}
 
     @invariant()
     def no_table_is_left_behind(self) -> None:
