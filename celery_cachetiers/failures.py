@@ -87,4 +87,5 @@ def _contents(error: BaseException) -> tuple[object, ...]:
     attributes = {name: value for state in more if state for name, value in dict(state).items() if name[:2] != "__"}
     state = object.__getstate__(error)
     slots = state[1] if isinstance(state, tuple) else None
-    return error.args, arguments, attributes, slots
+    # An enum's member equals what JSON makes of it, as an ordered dict does; they do not look the same.
+    return error.args, arguments, repr((error.args, arguments)), attributes, slots

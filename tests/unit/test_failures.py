@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
+from enum import IntEnum, StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -89,6 +91,14 @@ class Incomparable:
     __hash__ = None  # type: ignore[assignment]  # nor hashed
 
 
+class Colour(StrEnum):
+    RED = "red"
+
+
+class Level(IntEnum):
+    HIGH = 3
+
+
 class Outer:
     class Nested(ValueError):
         pass
@@ -170,6 +180,11 @@ LOST_ON_THE_WAY = [
     Plain(float("nan")),
     Plain({"a set"}),
     Touchy(Incomparable()),
+    ValueError(Colour.RED),  # equal to what JSON makes of it, and another thing
+    ValueError("too", Level.HIGH),
+    Plain({"levels": [Level.HIGH]}),
+    Plain(OrderedDict(a=1)),
+    WithAttributes(Level.HIGH, "the attribute follows"),
     OtherArguments(1),
     KeywordOnly("with another status", status=404),
     InASlot("with another status", status=404),
