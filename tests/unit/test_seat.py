@@ -1,0 +1,99 @@
+"""The seat that a request is given on its way to the pool: it survives pickling, and no message can bring one along."""
+
+from __future__ import annotations
+
+import pickle
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+from celery.app.task import Context
+from celery.exceptions import Ignore
+from kombu.utils.json import dumps, loads
+
+from celery_cachetiers.seat import Answer, GivenBack, Seat, give_seat, seat_of
+
+SEAT = Seat("nonce", take_over="a:1", waits_for="b:2", holds=False)
+
+
+class SeatOfAnother(NamedTuple):
+    nonce: str
+    take_over: str = ""
+    waits_for: str = ""
+    holds: bool = True
+
+
+def worker_request(properties: dict[str, Any] | None) -> SimpleNamespace:
+    """As much of a worker's request as a seat is put into."""
+    return SimpleNamespace(request_dict={"id": "1", "properties": properties})
+
+
+def test_a_seat_survives_the_way_to_a_child() -> None:
+    request = worker_request({"priority": 3})
+    give_seat(request, SEAT)
+    in_the_child = Context(pickle.loads(pickle.dumps(request.request_dict)))
+
+    assert seat_of(in_the_child) == SEAT
+    assert type(seat_of(in_the_child)) is Seat
+
+
+def test_what_a_child_gives_back_survives_the_way_to_the_main_process() -> None:
+    given = pickle.loads(pickle.dumps(GivenBack("a:1", 4.5)))
+
+    assert isinstance(given, GivenBack)
+    assert isinstance(given, Ignore)  # to Celery
+    assert (given.holder, given.seconds_left) == ("a:1", 4.5)
+
+
+@pytest.mark.parametrize("given", [SEAT, Answer(copy=lambda: 1)], ids=["seat", "answer"])
+@pytest.mark.parametrize("properties", [None, {}, {"priority": 3}], ids=str)
+def test_what_was_given_is_found_beside_the_messages_own_properties(
+    properties: dict[str, Any] | None, given: Seat | Answer
+) -> None:
+    request = worker_request(properties)
+    before = dict(properties or {})
+    give_seat(request, given)
+
+    assert seat_of(Context(request.request_dict)) is given
+    assert request.request_dict["properties"].items() >= before.items()
+    assert (properties or {}) == before  # the message's own are not touched
+
+
+def test_the_seat_that_was_given_last_counts() -> None:
+    request = worker_request(None)
+    give_seat(request, SEAT)
+    give_seat(request, Seat("another"))
+
+    assert seat_of(Context(request.request_dict)) == Seat("another")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [None, SimpleNamespace(), Context(), Context({"properties": None}), Context({"properties": {"priority": 3}})],
+    ids=["none", "bare", "context", "no properties", "other properties"],
+)
+def test_a_request_that_was_given_none_has_no_seat(request_: object) -> None:
+    assert seat_of(request_) is None
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [SEAT._asdict(), [*SEAT], tuple(SEAT), SeatOfAnother(*SEAT), loads(dumps(SEAT)), "nonce", 1, None, Seat, Answer],
+    ids=["dict", "list", "tuple", "other class", "from JSON", "str", "int", "none", "the class", "the other class"],
+)
+def test_what_a_message_brings_along_under_the_key_is_no_seat(forged: object) -> None:
+    request = worker_request(None)
+    give_seat(request, SEAT)
+    [key] = request.request_dict["properties"]
+
+    assert seat_of(Context({"properties": {key: forged}})) is None
+
+
+def test_a_retry_does_not_carry_the_seat_of_its_attempt() -> None:
+    request = worker_request({"priority": 3})
+    give_seat(request, SEAT)
+    [key] = request.request_dict["properties"].keys() - {"priority"}
+    sent_again = Context(request.request_dict).as_execution_options()
+
+    assert key not in repr(sent_again)
+    assert SEAT.nonce not in repr(sent_again)
