@@ -1,20 +1,23 @@
-"""Answers in a worker's main process, with requests that only note what is done to them; and the seats they ride on."""
+"""Answers in a worker's main process, with requests that only note what is done to them."""
 
 from __future__ import annotations
 
 import os
-import pickle
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.exceptions import Reject
 
 from celery_cachetiers import answering
 from celery_cachetiers.answering import Answering
-from celery_cachetiers.seat import Answer, GivenBack, Seat, give_seat, seat_of
+from celery_cachetiers.seat import Answer, seat_of
 from celery_cachetiers.testing import Gate
+from celery_cachetiers.worker_requests import exception_of
+from tests.unit.bodies import eventually
 
 PATIENCE = 10
 
@@ -40,11 +43,13 @@ class Request:
         self.ended.set()
 
     def on_failure(self, failure: Any) -> None:
-        self.done.append(("failure", type(failure.exception).__name__))
+        self.done.append(("failure", type(exception_of(failure)).__name__))
         self.ended.set()
 
     def terminate(self, pool: object, signal: object = None) -> None:
         raise AssertionError("the worker's main process would end")
+
+    cancel = terminate
 
 
 @pytest.fixture
@@ -86,16 +91,74 @@ def test_a_revoked_request_is_not_answered(answers: Answering, traces: list[Any]
     assert request.done == []
 
 
-def test_what_passes_through_the_tracer_ends_as_a_failure(answers: Answering, traces: list[Any]) -> None:
+@pytest.mark.parametrize("error", [Reject("no", requeue=True), RuntimeError(), SystemExit(1)], ids=repr)
+def test_what_passes_through_the_tracer_ends_as_a_failure(
+    answers: Answering, traces: list[Any], error: BaseException
+) -> None:
     def rejects(*args: object) -> object:
-        raise RuntimeError
+        raise error
 
     traces[0] = rejects
+    request, next_one = Request(), Request()
+    answers.give(request, Answer(copy=lambda: 1))
+    assert request.ended.wait(PATIENCE)
+    traces[0] = lambda *args: "traced"
+    answers.give(next_one, Answer(copy=lambda: 1))
+    assert next_one.ended.wait(PATIENCE)
+
+    assert request.done == [("accepted", os.getpid()), ("failure", type(error).__name__)]
+    assert next_one.done[-1] == ("success", "traced")  # the thread goes on
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_end_is_told_where_requests_may_be_touched_and_not_in_the_thread(traces: list[Any], fails: bool) -> None:
+    soon: queue.Queue[Callable[[], None]] = queue.Queue()
+    answers = Answering(SimpleNamespace(use_fast_trace_task=True), soon.put)
+    if fails:
+        traces[0] = lambda *args: [].pop()
+    request = Request()
+    answers.give(request, Answer(copy=lambda: 1))
+    tell = soon.get(timeout=PATIENCE)
+    answers.close(PATIENCE)
+
+    assert [name for name, _ in request.done] == ["accepted"]
+    tell()
+    assert [name for name, _ in request.done] == ["accepted", "failure" if fails else "success"]
+
+
+def test_where_celery_does_not_use_its_fast_tracer_the_other_one_is_given_the_app(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = SimpleNamespace(use_fast_trace_task=False)
+    monkeypatch.setattr(answering, "trace_task_ret", lambda *args, app: (args[0], args[1], app))
+    answers = Answering(app, lambda act: act())
     request = Request()
     answers.give(request, Answer(copy=lambda: 1))
     assert request.ended.wait(PATIENCE)
+    answers.close(PATIENCE)
 
-    assert [name for name, _ in request.done] == ["accepted", "failure"]
+    assert request.done[-1] == ("success", ("task", "id", app))
+
+
+def test_the_end_of_a_request_that_is_answered_is_told_to_celery_alone(answers: Answering, traces: list[Any]) -> None:
+    """What told the room of its ends is taken off, as it refers to the request."""
+    request = Request()
+    told: list[str] = []
+    for name in ("on_success", "on_failure", "on_timeout"):
+        setattr(request, name, lambda *args, name=name: told.append(name))
+    answers.give(request, Answer(copy=lambda: 1))
+    assert request.ended.wait(PATIENCE)
+
+    assert told == []
+    assert "on_timeout" not in vars(request)
+
+
+def test_a_request_that_was_answered_is_kept_no_longer(answers: Answering, traces: list[Any]) -> None:
+    for request in (Request(), Request()):
+        answers.give(request, Answer(copy=lambda: 1))
+        assert request.ended.wait(PATIENCE)
+
+    eventually(lambda: not answers._asked)
 
 
 def test_nobody_can_end_the_process_for_a_request_that_is_being_answered(answers: Answering, traces: list[Any]) -> None:
@@ -103,6 +166,7 @@ def test_nobody_can_end_the_process_for_a_request_that_is_being_answered(answers
     answers.give(request, Answer(copy=lambda: 1))
 
     request.terminate(None, signal=9)
+    request.cancel(None)
     assert request.ended.wait(PATIENCE)
 
 
@@ -119,6 +183,23 @@ def test_closing_waits_for_the_answer_under_way_and_returns_those_that_were_not_
 
     assert answers.close(PATIENCE) == requests[1:]
     assert [name for name, _ in requests[0].done] == ["accepted", "success"]
+
+
+def test_closing_waits_no_longer_than_it_is_told_for_an_answer_that_hangs(
+    answers: Answering, traces: list[Any]
+) -> None:
+    gate = Gate()
+    traces[0] = lambda *args: gate.pass_through()
+    hanging, waiting = Request(), Request()
+    for request in (hanging, waiting):
+        answers.give(request, Answer(copy=lambda: 1))
+    gate.wait_reached()
+
+    assert answers.close(0.0) == [waiting]
+    assert [name for name, _ in hanging.done] == ["accepted"]
+    gate.open()
+    assert hanging.ended.wait(PATIENCE)
+    assert [name for name, _ in waiting.done] == ["accepted"]
 
 
 def test_a_fork_waits_until_no_answer_is_under_way(answers: Answering, traces: list[Any]) -> None:
@@ -141,27 +222,3 @@ def test_a_fork_waits_until_no_answer_is_under_way(answers: Answering, traces: l
 
     assert request.ended.wait(PATIENCE)
     assert forked.is_set()
-
-
-# -- seats -------------------------------------------------------------------------------------------------------------
-
-
-def test_a_seat_survives_the_way_to_a_child() -> None:
-    seat = Seat("nonce", take_over="a:1", waits_for="b:2", holds=False)
-    given = pickle.loads(pickle.dumps(GivenBack("a:1", 4.5)))
-
-    assert pickle.loads(pickle.dumps(seat)) == seat
-    assert (given.holder, given.seconds_left) == ("a:1", 4.5)
-
-
-def test_a_seat_is_found_where_it_was_given() -> None:
-    request = SimpleNamespace(request_dict={"properties": None})
-    give_seat(request, Seat("nonce"))
-
-    assert seat_of(SimpleNamespace(**request.request_dict)) == Seat("nonce")
-    assert seat_of(None) is None
-
-
-@pytest.mark.parametrize("forged", [{"nonce": "x"}, ["x", "", "", True], ("x", "", "", True), "x", None, 1])
-def test_what_a_message_brings_along_is_no_seat(forged: object) -> None:
-    assert seat_of(SimpleNamespace(properties={"cachetiers_seat": forged})) is None
