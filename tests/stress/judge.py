@@ -23,7 +23,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from celery_cachetiers.backplane.redis import SILENCE
 
@@ -150,7 +149,7 @@ class Judge:
                         yield Stale(task, through, row, version, replaced_by, began - invalidated, broke)
 
     def _broke(self, pid: int, task: str, through: str, shown: tuple[int, int], between: tuple[float, float]) -> str:
-        variant = task.split()[0]
+        variant = task.split(maxsplit=1)[0]
         if variant != "eventual":
             return variant
         went_through = [pid, *self._workers] if through == "worker" else [pid]

@@ -16,7 +16,6 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
 
@@ -58,7 +57,7 @@ def test_no_read_is_older_than_the_last_completed_invalidation(
 def test_the_test_finds_what_is_stale_when_a_mechanism_is_taken_out(
     redis_factory: RedisServers, mutation: str, variants: Sequence[str], expected: str
 ) -> None:
-    with Stress(redis_factory, seconds=3, mutation=mutation, variants=variants) as stress:
+    with Stress(redis_factory, seconds=3, mutation=mutation, variants=variants, cut_every=0.2) as stress:
         judge = stress.run()
 
     assert expected in {each.broke for each in judge.broken}
@@ -66,14 +65,18 @@ def test_the_test_finds_what_is_stale_when_a_mechanism_is_taken_out(
 
 @pytest.mark.slow
 def test_the_test_finds_what_is_stale_for_longer_than_a_silence(redis_factory: RedisServers) -> None:
-    with Stress(redis_factory, seconds=12, mutation="deaf", variants=["eventual"]) as stress:
+    with Stress(redis_factory, seconds=12, mutation="deaf", variants=["eventual"], cut_every=1e9) as stress:
         judge = stress.run()
 
     assert "silence" in {each.broke for each in judge.broken}
 
 
 class Stress:
-    """Processes that read and write, and in this one what happens to them."""
+    """Processes that read and write, and in this one what happens to them.
+
+    Args:
+        cut_every: Seconds on average between two cuts of everybody's backplane.
+    """
 
     def __init__(
         self,
@@ -81,11 +84,13 @@ class Stress:
         seconds: float,
         mutation: str = "nothing",
         variants: Sequence[str] = tuple(VARIANTS),
+        cut_every: float = 1.0,
     ) -> None:
         self._seed = int(os.environ.get("STALE_SEED", random.randrange(2**32)))
         print(f"STALE_SEED={self._seed}")
         self._server, self._others = redis_factory(), redis_factory()
         self._directory, self._seconds = scratch_directory("stale"), seconds
+        self._cut_every = cut_every
         self._log = self._directory / "notes"
         self._log.mkdir()
         self._given = {
@@ -118,7 +123,7 @@ class Stress:
         for process in self._processes:
             process.start()
         self._let_loose()
-        acts: list[tuple[Callable[[random.Random], None], float]] = [(self._cut, 0.5)]
+        acts: list[tuple[Callable[[random.Random], None], float]] = [(self._cut, 2 * self._cut_every)]
         acts += [(lambda draw: self._kill(worker, draw), 1.5)] if worker is not None else []
         threads = [threading.Thread(target=self._repeat, args=(*act, number)) for number, act in enumerate(acts)]
         for thread in threads:
