@@ -30,7 +30,7 @@ from celery_cachetiers.events import Event
 from tests.stress.mutations import MUTATIONS, dawdle
 
 VARIABLE = "CACHETIERS_STALE_TEST"
-LONGEST_COMPUTE, LOST = 0.08, 20.0
+LONGEST_COMPUTE, LOST = 0.05, 20.0
 VIEWS = 2
 """A row has several, so that one key gives a tag a new version while another is still computed under the old."""
 
@@ -119,12 +119,22 @@ def build(given: Mapping[str, Any]) -> Celery:
         pause()
         return [[row, version]]
 
+    def by_result(row: int, view: int) -> list[list[int]]:
+        """What a row says tells which row to show beside it."""
+        first = rows.read(row)
+        pause()
+        other = (row + 1 + first % (given["by_key"] - 1)) % given["by_key"]
+        second = rows.read(other)
+        pause()
+        return [[row, first], [other, second]]
+
     def nested(row: int, view: int) -> Any:
         return app.tasks["eventual by argument"](row, view)
 
     for name, options in VARIANTS.items():
         declare = partial(app.task, shared=False, base=CachedTask, **options)
         declare(by_argument, name=f"{name} by argument", tags=["row:{row}"])
+        declare(by_result, name=f"{name} by result", tags_from=lambda value: [f"row:{row}" for row, _ in value])
     app.task(nested, shared=False, name="remote nested", base=CachedTask, tags=["row:{row}"], **VARIANTS["remote"])
     return app
 
@@ -196,7 +206,8 @@ def main(app: Celery, log: Log, given: Mapping[str, Any]) -> None:
     actor = Actor(app, log, given)
     acts: list[tuple[Callable[[random.Random], None], float]] = [(partial(actor.read, through="call"), 0.004)] * 3
     acts += [(partial(actor.read, through="worker"), 0.004)] * given["worker"]
-    acts += [(partial(actor.write, row=row), 0.4) for row in range(given["process"], given["rows"], given["processes"])]
+    own = range(given["process"], given["rows"], given["processes"])
+    acts += [(partial(actor.write, row=row), 2 * given["write_every"]) for row in own]
     with redis.Redis.from_url(given["backend"], socket_timeout=None) as client:
         client.rpush("ready", os.getpid())
         client.blpop(["go"], timeout=60)

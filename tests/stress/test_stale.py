@@ -25,6 +25,7 @@ from tests.stress.judge import Judge, centiles
 from tests.stress.stale_app import VARIABLE, VARIANTS, Rows
 from tests.workers import Worker
 
+NEVER = 1e9
 PROCESSES, ROWS, BY_KEY = 3, 6, 5
 """The last row is invalidated by key, the others by tag."""
 
@@ -40,32 +41,37 @@ def test_no_read_is_older_than_the_last_completed_invalidation(
 
     assert judge.broken == []
     reads, computes = judge.count("read"), judge.count("computed")
-    assert reads > 2 * computes > 100  # or it was no cache that was tested
-    assert judge.count("complete") > 10 * seconds
+    assert reads > 1.5 * computes > 100  # or it was no cache that was tested
+    assert judge.count("complete") > 5 * seconds
     assert judge.count("lost") < reads / 100
     assert min(stress.cuts, stress.kills) > seconds / 4
 
 
 @pytest.mark.parametrize(
-    ("mutation", "variants", "expected"),
+    ("mutation", "variant", "broken", "cut_every"),
     [
-        ("stamp_after_compute", ["remote"], "remote"),
-        ("no_guard", ["eventual"], "known"),
-        ("no_flush_on_gap", ["eventual"], "known"),
+        ("stamp_after_compute", "remote", "remote", 0.5),
+        ("no_guard", "eventual", "known", NEVER),
+        ("no_flush_on_gap", "eventual", "known", 0.2),
+        ("no_log", "remote", "remote", 0.5),
     ],
 )
 def test_the_test_finds_what_is_stale_when_a_mechanism_is_taken_out(
-    redis_factory: RedisServers, mutation: str, variants: Sequence[str], expected: str
+    redis_factory: RedisServers, mutation: str, variant: str, broken: str, cut_every: float
 ) -> None:
-    with Stress(redis_factory, seconds=3, mutation=mutation, variants=variants, cut_every=0.2) as stress:
-        judge = stress.run()
+    for _ in range(5):  # nearly always the first is enough
+        with Stress(redis_factory, 2, mutation, [variant], cut_every=cut_every, write_every=0.2) as stress:
+            found = {each.broke: each.task for each in stress.run().broken}
+        if found:
+            break
 
-    assert expected in {each.broke for each in judge.broken}
+    assert set(found) == {broken}
+    assert mutation != "no_log" or found == {"remote": "remote by result"}
 
 
 @pytest.mark.slow
 def test_the_test_finds_what_is_stale_for_longer_than_a_silence(redis_factory: RedisServers) -> None:
-    with Stress(redis_factory, seconds=12, mutation="deaf", variants=["eventual"], cut_every=1e9) as stress:
+    with Stress(redis_factory, seconds=12, mutation="deaf", variants=["eventual"], cut_every=NEVER) as stress:
         judge = stress.run()
 
     assert "silence" in {each.broke for each in judge.broken}
@@ -76,6 +82,7 @@ class Stress:
 
     Args:
         cut_every: Seconds on average between two cuts of everybody's backplane.
+        write_every: Seconds on average between two writes of the same row.
     """
 
     def __init__(
@@ -85,6 +92,7 @@ class Stress:
         mutation: str = "nothing",
         variants: Sequence[str] = tuple(VARIANTS),
         cut_every: float = 1.0,
+        write_every: float = 0.3,
     ) -> None:
         self._seed = int(os.environ.get("STALE_SEED", random.randrange(2**32)))
         print(f"STALE_SEED={self._seed}")
@@ -97,7 +105,7 @@ class Stress:
             "cache": self._server.url(1), "broker": self._others.url(1), "backend": self._others.url(2),
             "namespace": f"t{uuid.uuid4().hex[:12]}", "rows_at": str(self._directory / "rows"), "log": str(self._log),
             "processes": PROCESSES, "rows": ROWS, "by_key": BY_KEY, "variants": variants, "seconds": seconds,
-            "seed": self._seed, "mutation": mutation, "worker": False, "process": 0,
+            "seed": self._seed, "mutation": mutation, "worker": False, "process": 0, "write_every": write_every,
         }  # fmt: skip
         self._processes: list[Process] = []
         self._over = threading.Event()
