@@ -36,6 +36,7 @@ VIEWS = 2
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "remote": {"l1": False, "ttl": 0.3, "grace": 30},  # old enough, it is served while a refresh runs
+    "following": {"l1": False, "ttl": 60, "coalesce": "publish"},
     "strict": {"consistency": "strict", "ttl": 0.3, "grace": 30},
     "eventual": {"ttl": 60, "l1_ttl": 60},
 }
@@ -158,11 +159,16 @@ class Actor:
         row = draw.choice([row for row in self._versions if name in self._names_for(row)])
         task, began = self._app.tasks[name], time.monotonic()
         try:
-            value = task.delay(row, view).get(timeout=LOST) if through == "worker" else task(row, view)
+            value = self._ask(task, (row, view), through, refresh=draw.random() < 0.03)
         except (TimeoutError, WorkerLostError) as error:
             self._log.note("lost", repr(error))
             return
         self._log.note("read", name, through, value, at=began)
+
+    def _ask(self, task: Any, args: tuple[int, int], through: str, *, refresh: bool) -> Any:
+        if through == "worker":
+            return task.apply_async(args, cache_mode="refresh" if refresh else "use").get(timeout=LOST)
+        return task.cache.refresh(*args) if refresh else task(*args)
 
     def write(self, draw: random.Random, row: int) -> None:
         """Raises a row's version, commits, invalidates, and notes when that was complete."""

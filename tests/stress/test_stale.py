@@ -41,7 +41,7 @@ def test_no_read_is_older_than_the_last_completed_invalidation(
 
     assert judge.broken == []
     reads, computes = judge.count("read"), judge.count("computed")
-    assert reads > 1.5 * computes > 100  # or it was no cache that was tested
+    assert reads > 1.2 * computes > 100  # or it was no cache that was tested
     assert judge.count("complete") > 5 * seconds
     assert judge.count("lost") < reads / 100
     assert min(stress.cuts, stress.kills) > seconds / 4
