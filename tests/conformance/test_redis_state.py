@@ -115,6 +115,26 @@ def test_a_long_lived_sibling_prolongs_the_versions(rig: Rig) -> None:
         assert rig.ttl(rig.version_key(tag)) > 900, tag
 
 
+def test_a_long_lived_sibling_prolongs_the_versions_of_its_results_tags_and_the_log(rig: Rig) -> None:
+    brief, since = rig.ask.lead_with(digest(), keep_for=5.0)
+    rig.ask.commit_with(brief, ("row:1",), since)
+    assert rig.ttl(rig.version_key("row:1")) <= 5.0
+    rig.ask.store_with(digest(), ("row:1",))
+
+    assert rig.ttl(rig.version_key("row:1")) > TTL
+    assert rig.ttl(rig.layout.log(0)) > TTL
+
+
+def test_a_short_lived_sibling_shortens_neither_versions_of_its_results_tags_nor_the_log(rig: Rig) -> None:
+    rig.ask.store_with(digest(), ("row:1",))
+    brief, since = rig.ask.lead_with(digest(), keep_for=5.0)
+    rig.store.renew(brief)
+    rig.ask.commit_with(brief, ("row:1",), since)
+
+    assert rig.ttl(rig.version_key("row:1")) > TTL
+    assert rig.ttl(rig.layout.log(0)) > TTL
+
+
 def test_renewal_sets_the_lease_ttl_anew_and_keeps_the_waiters_longer(rig: Rig) -> None:
     key = digest()
     leader = rig.ask.lead(key)
