@@ -82,6 +82,7 @@ def test_invalidating_a_tag_is_one_round_trip_whatever_the_number_of_entries(
     app: Celery, admin: redis.Redis, proxy: RedisProxy, tags: str, entries: int
 ) -> None:
     page, sample = pager(app, tags=tags), range(0, entries, max(entries // 20, 1))
+    wait_listening(app)
     CacheTiers(app).invalidate_tag("row:b")  # what there is to connect, and to make once
     fill(admin, page, entries)
     assert [view for view in sample if page.cache.get("a", view) is MISSING] == []
@@ -89,8 +90,8 @@ def test_invalidating_a_tag_is_one_round_trip_whatever_the_number_of_entries(
     proxy.reset()
     CacheTiers(app).invalidate_tag("row:a")
 
-    assert len(proxy.trips) == 1
-    assert len(proxy.trips[0]) <= 3
+    [trip] = [trip for trip in proxy.trips if trip != ("PUBLISH",)]  # that is the heartbeat
+    assert len(trip) <= 3
     assert admin.dbsize() <= keys
     assert [view for view in sample if page.cache.get("a", view) is not MISSING] == []
 
