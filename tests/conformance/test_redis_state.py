@@ -57,7 +57,7 @@ def test_every_key_has_a_ttl(rig: Rig) -> None:
     rig.store.invalidate(["user:9"])
     kinds = {key.split(":")[2] for key in rig.names()}
     assert kinds == {"e", "l", "w", "t"}
-    rig.ask.store_with(digest(), ("row:1",))
+    rig.ask.lead_with(digest())
     rig.store.invalidate(["user:9"])
 
     kinds = {key.split(":")[2] for key in rig.names()}
