@@ -31,7 +31,7 @@ from celery_cachetiers import MISSING
 TAG, VALUE = "list", {"id": 7, "text": "x" * 80}
 SAMPLES = 20
 NOTES = {
-    "ours": "UNLINK of one version, PUBLISH; the entries stay until their TTL",
+    "ours": "a script that UNLINKs one version, PUBLISH; the entries stay until their TTL",
     "key set": "SMEMBERS, DEL",
     "cashews": "SPOP 100, UNLINK, SREM, again and again",
     "nothing": "the machine's own longest wait",
