@@ -141,3 +141,13 @@ class Journal(Protocol):
 
     def reset_after_fork(self) -> None:
         """Forgets connections that belong to the parent process."""
+
+
+class Outlet(Protocol):
+    """The way of one task's values to its sink; never raises on a look."""
+
+    def begin(self, key: str) -> tuple[object, int]:
+        """Before a compute: the value under the key that waits for the sink, or `MISSING`, and a sequence.
+
+        What is written under that sequence later is older than what anybody else writes meanwhile.
+        """
