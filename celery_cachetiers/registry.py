@@ -65,8 +65,11 @@ class Registry:
         return self._computed
 
     def unused(self) -> Iterator[tuple[str, str]]:
-        """Task and pattern, for what is invalidated and no task depends on; none while there are `computed` tags."""
-        if self._computed:
+        """Task and pattern, for what is invalidated and no task depends on, as far as it can be known.
+
+        That is nothing while there are `computed` tags, or where no task has any: what depends on them runs elsewhere.
+        """
+        if self._computed or not any(self._depend.values()):
             return
         for name in sorted(self._invalidate):
             for pattern in self._invalidate[name]:

@@ -172,11 +172,11 @@ def test_the_fields_of_a_pydantic_model_can_be_named(
         assert isinstance(user, User)
         return user
 
+    save.__annotations__ = {"user": User, "return": User}  # Celery 5.5 does not look behind strings
     task = declare(app, save, pydantic=True, base=base, invalidates=["user:{user.id}", "name:{user[name]}"], **retries)
 
     assert task.apply(({"id": 1, "name": "Ada"},)).get() == {"id": 1, "name": "Ada"}
     assert heard.tags == ["name:Ada", "user:1"]
-    assert task._takes_models if hasattr(task, "_takes_models") else True
 
 
 def test_a_pydantic_task_that_is_cached_goes_on_knowing_its_models_after_a_reset(app: Celery, heard: Heard) -> None:
@@ -248,9 +248,7 @@ def test_a_shared_error_invalidates_nothing_as_no_body_has_run(app: Celery, hear
     "error", [ValueError("no"), Ignore(), Reject("no"), Retry("later"), KeyboardInterrupt(), SystemExit(1)], ids=repr
 )
 @pytest.mark.parametrize("on_failure", [True, False])
-def test_a_body_that_fails_may_have_written(
-    app: Celery, heard: Heard, error: BaseException, on_failure: bool
-) -> None:
+def test_a_body_that_fails_may_have_written(app: Celery, heard: Heard, error: BaseException, on_failure: bool) -> None:
     def fail(user_id: int) -> None:
         raise error
 

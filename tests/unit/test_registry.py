@@ -145,6 +145,13 @@ def test_nothing_is_said_where_it_cannot_be_known(
     assert CacheTiers(app).registry.computed() == ("profile",)
 
 
+def test_nothing_is_said_in_an_app_that_only_invalidates(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
+    declare(app, "rename", invalidates=["user:{user_id}"])
+    page(app, "untagged", None)
+
+    assert start(app, caplog) == []
+
+
 def test_nothing_is_said_of_callables_and_of_what_is_in_use(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
     page(app, "profile", ["user:{user_id}"])
     declare(app, "by_callable", invalidates=lambda arguments, result: ["x"])
