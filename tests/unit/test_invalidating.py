@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
-from billiard.exceptions import WorkerLostError
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import Celery, Task, _state, shared_task, signals
 from celery.exceptions import Ignore, Reject, Retry
 from pydantic import BaseModel
@@ -303,7 +303,9 @@ def test_wrong_arguments_raise_the_bodys_own_error_and_are_no_fault_of_the_decla
     assert (heard.tags, heard.failed) == ([], [])
 
 
-@pytest.mark.parametrize("error", [WorkerLostError("killed"), ValueError("told by the body itself")], ids=repr)
+@pytest.mark.parametrize(
+    "error", [WorkerLostError("killed"), TimeLimitExceeded(1), ValueError("told by the body itself")], ids=repr
+)
 def test_a_body_that_was_killed_is_spoken_for_by_the_workers_main_process(
     app: Celery, heard: Heard, error: Exception
 ) -> None:
@@ -311,7 +313,7 @@ def test_a_body_that_was_killed_is_spoken_for_by_the_workers_main_process(
 
     signals.task_failure.send(sender=task._get_current_object(), task_id="1", exception=error, args=[1], kwargs={})
 
-    assert heard.tags == (["user:1"] if isinstance(error, WorkerLostError) else [])
+    assert heard.tags == ([] if isinstance(error, ValueError) else ["user:1"])
 
 
 @pytest.mark.parametrize("terminated", [True, False])
