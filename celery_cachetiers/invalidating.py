@@ -39,32 +39,17 @@ KILLED = (WorkerLostError, TimeLimitExceeded)
 
 
 def watch(tiers: CacheTiers) -> None:
-    """Has every task that declares ``invalidates=`` do so: those that the app has, and those that it gets.
+    """Has the tasks that the app has do what they declare, and listens for bodies that are killed.
+
+    Tasks that come later are seen as they are bound to the app.
 
     Raises:
         ConfigurationError: What a task declares cannot be used.
     """
-    registry = tiers.app._tasks  # type: ignore[attr-defined]  # `tasks` would finalize the app
-    kind = type(registry)
-    try:
-        registry.__class__ = type(kind.__name__, (_Watched, kind), {})
-        registry._cachetiers = tiers
-    except (AttributeError, TypeError):  # a registry of the user's own, which cannot be watched
-        logger.debug("celery-cachetiers: the task registry %r is looked at once, when the app is finalized", kind)
     tiers.app.on_after_finalize.connect(lambda **_: declare_all(tiers), weak=False)
     signals.task_failure.connect(_on_failure)
     signals.task_revoked.connect(_on_revoked)
     declare_all(tiers)
-
-
-class _Watched(dict[str, Any]):
-    """A task registry that tells of what comes in: functions, classes and shared tasks, early or late."""
-
-    _cachetiers: CacheTiers
-
-    def __setitem__(self, name: str, task: Any) -> None:
-        declare(self._cachetiers, task)
-        super().__setitem__(name, task)
 
 
 def declare_all(tiers: CacheTiers) -> None:

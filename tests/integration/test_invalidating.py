@@ -11,6 +11,7 @@ from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import chain
 
 from celery_cachetiers import MISSING, CachedResult
+from tests.integration.apps.local import run_python
 from tests.integration.apps.worker_setup import Deployment, Start, new_name, published, starter
 from tests.processes import wait_until
 from tests.proxy import RedisProxy
@@ -226,3 +227,26 @@ def test_and_for_one_that_has_outrun_its_time_limit(prefork: tuple[Deployment, W
     with pytest.raises(TimeLimitExceeded):
         result.get(timeout=PATIENCE)
     assert_invalidated(here, row)
+
+
+# ---- without an extension ---------------------------------------------------------------------------------------------
+
+
+def test_a_task_that_was_bound_before_the_library_was_imported_is_found_at_finalize() -> None:
+    program = """
+        from celery import Celery
+
+        app = Celery("early", broker="memory://")
+
+        @app.task(invalidates=["user:{user_id}"])
+        def rename(user_id):
+            pass
+
+        rename(1)
+        from celery_cachetiers import CacheTiers
+
+        app.finalize()
+        assert list(app._cachetiers.invalidations) == [rename.name]
+        print(len(app.tasks) > 4)
+    """
+    assert run_python(program) == "True"

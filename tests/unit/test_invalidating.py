@@ -137,15 +137,30 @@ def test_a_shared_task_invalidates_in_every_app_once(monkeypatch: pytest.MonkeyP
     assert [each.tags for each in heard] == [["user:1"], ["user:2"]]
 
 
-def test_an_app_that_only_invalidates_gets_the_extension_when_it_is_finalized() -> None:
-    app, other = make_app(), make_app()
-    declare(app)
+def test_a_task_invalidates_although_nobody_has_installed_the_extension(app: Celery) -> None:
+    other = make_app()
+    app.conf.update(cachetiers_url=NOWHERE, task_always_eager=True)
+    plain, task = declare(other, invalidates=None), declare(app)
 
+    with pytest.raises(TierUnavailable):
+        task(1)
+    assert plain(1) == "nobody"
+    assert not hasattr(other, "_cachetiers")
+
+
+def test_a_base_that_keeps_the_hook_to_itself_is_seen_at_finalize(app: Celery, heard: Heard) -> None:
+    class Base(Task):
+        abstract = True
+
+        @classmethod
+        def on_bound(cls, app: Celery) -> None:
+            pass
+
+    task = declare(app, base=Base)
     app.finalize()
-    other.finalize()
+    task(1)
 
-    assert isinstance(getattr(app, "_cachetiers", None), CacheTiers)
-    assert getattr(other, "_cachetiers", None) is None
+    assert heard.tags == ["user:1"]
 
 
 def test_a_bound_task_has_its_request_and_self_is_no_argument(app: Celery, heard: Heard) -> None:
@@ -515,6 +530,15 @@ def test_it_passes_through_finalize_for_a_worker_to_see(app: Celery, base: type)
 
     with pytest.raises(ConfigurationError, match="'id' is not among"):
         app.finalize()
+
+
+@pytest.mark.parametrize("base", [Task, CachedTask])
+def test_a_task_with_a_bad_declaration_does_not_run_at_the_second_try_either(app: Celery, base: type) -> None:
+    task = declare(app, base=base, invalidates=["user:{id}"])
+
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="'id' is not among"):
+            task(1)
 
 
 def test_on_commit_of_somebody_elses_task_is_left_alone_and_a_base_may_set_ours_for_many(app: Celery) -> None:
