@@ -229,7 +229,7 @@ def test_and_for_one_that_has_outrun_its_time_limit(prefork: tuple[Deployment, W
     assert_invalidated(here, row)
 
 
-# ---- without an extension ---------------------------------------------------------------------------------------------
+# ---- without an extension --------------------------------------------------------------------------------------------
 
 
 def test_a_task_that_was_bound_before_the_library_was_imported_is_found_at_finalize() -> None:
