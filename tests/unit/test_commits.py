@@ -243,6 +243,15 @@ def test_what_is_wrong_with_a_tag_is_said_at_once(tiers: CacheTiers, session: Se
         tiers.clear(on_commit="x")
 
 
+def test_and_what_is_wrong_with_the_settings(session: Session) -> None:
+    app = Celery("wrong", broker="memory://", set_as_current=False)
+    app.conf.cachetiers_ttl = "5m"
+    write(session)
+
+    with pytest.raises(ConfigurationError, match="cachetiers_ttl"):
+        CacheTiers(app).invalidate_tag("user:1", on_commit=session)
+
+
 @pytest.mark.parametrize(
     ("name", "operation", "args"),
     [

@@ -139,6 +139,7 @@ def test_nothing_is_said_where_it_cannot_be_known(
     task = page(app, "profile", lambda **arguments: [] if option == "tags" else ["user:{user_id}"])
     if option == "tags_from":
         monkeypatch.setattr(type(task._get_current_object()), "tags_from", staticmethod(len), raising=False)
+    page(app, "basket", ["user:{user_id}"])
     declare(app, "rename", invalidates=["usr:{user_id}"])
 
     assert start(app, caplog) == []
