@@ -6,10 +6,11 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from celery import Celery, _state
+from celery import Celery, Task, _state
 from celery.local import Proxy
 
 from celery_cachetiers.backplane.ears import Ears
@@ -20,6 +21,7 @@ from celery_cachetiers.cache import TieredCache
 from celery_cachetiers.client import RedisClient
 from celery_cachetiers.clock import Clock, SystemClock
 from celery_cachetiers.codec import Codec
+from celery_cachetiers.commits import check_on_commit, open_transactions
 from celery_cachetiers.errors import ConfigurationError
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.leases.keeper import Keeper
@@ -32,6 +34,10 @@ from celery_cachetiers.tiers.layout import Layout
 from celery_cachetiers.tiers.memory import MemoryTier
 from celery_cachetiers.tiers.redis import RedisStore
 from celery_cachetiers.tiers.seen_tags import SeenTags
+
+if TYPE_CHECKING:
+    from celery_cachetiers.invalidating import Invalidation
+    from celery_cachetiers.registry import Registry
 
 logger = logging.getLogger("celery_cachetiers")
 
@@ -57,6 +63,8 @@ class CacheTiers:
     in_memory: bool = False
     """True leaves Redis out at the next `reset`; for tests."""
     tasks: weakref.WeakSet[Any]
+    invalidations: dict[str, Invalidation]
+    """What the app's tasks invalidate, by the name of the task."""
     _settings: Settings | None
     _cache: TieredCache | None
 
@@ -73,15 +81,18 @@ class CacheTiers:
         self.events, self.counters, self.seen_tags = Events(), Counters(), SeenTags()
         self.events.subscribe(self.counters)
         self.events.subscribe(log, *_LINES)
-        self.tasks = weakref.WeakSet()
+        self.tasks, self.invalidations = weakref.WeakSet(), {}
         self._lock = threading.RLock()
         self._settings, self._cache = None, None
         app._cachetiers = self  # type: ignore[attr-defined]  # lives and dies with its app
         _installed.add(self)
         app.steps["consumer"].add("celery_cachetiers.waiting_room:WaitingRoom")
+        app.steps["worker"].add("celery_cachetiers.registry:StartCheck")
+        from celery_cachetiers.invalidating import watch
         from celery_cachetiers.tasks import register
 
         register(app)
+        watch(self)
         return self
 
     @property
@@ -113,32 +124,60 @@ class CacheTiers:
             signing_keys=self.settings.signing_key,
         )
 
-    def invalidate_tag(self, tag: str) -> None:
+    @property
+    def registry(self) -> Registry:
+        """Which tasks depend on which tags, and which invalidate them, as declared; finalizes the app."""
+        from celery_cachetiers.registry import Registry
+
+        return Registry(self.app.tasks.values())
+
+    def invalidate_tag(self, tag: str, on_commit: Any = None) -> None:
         """Makes every entry under a tag a miss, in every process that reads L2, before it returns.
+
+        Args:
+            on_commit: ``None`` waits for the commit if Django has an atomic block open here, ``False`` does not; a
+                SQLAlchemy session (or a callable that returns it) waits for its commit. What waits is dropped on a
+                rollback, and handed to a worker if Redis cannot be reached at the commit.
 
         Raises:
             TagError: The tag cannot be one.
             TierUnavailable: Redis was not reached: the entries may still be served; repeat it.
+            ConfigurationError: There is nothing of the kind that ``on_commit`` names.
 
         Costs: 1 round trip, whatever the number of entries.
         """
-        self.invalidate_tags([tag])
+        self.invalidate_tags([tag], on_commit)
 
-    def invalidate_tags(self, tags: Sequence[str]) -> None:
+    def invalidate_tags(self, tags: Sequence[str], on_commit: Any = None) -> None:
         """The same for several tags at once, in one round trip."""
         if isinstance(tags, str):
             raise TypeError(f"invalidate_tags takes a list of tags, not the string {tags!r}; see invalidate_tag")
-        self.cache.invalidate([escape_tag(checked_tag(tag)) for tag in tags])
+        given = list(tags)
+        names = [escape_tag(checked_tag(tag)) for tag in given]
+        self._act(lambda: self.cache.invalidate(names), on_commit, "invalidate_tags", given)
 
-    def invalidate_key(self, key: str) -> None:
+    def invalidate_key(self, key: str, on_commit: Any = None) -> None:
         """Removes one entry by its key, as ``task.cache.key(...)`` gives it; a leader that computes it is refused."""
         if not isinstance(key, str) or len(key) != 32 or not set(key) <= set("0123456789abcdef"):
             raise ValueError(f"{key!r} is not a key: 32 hex characters, as task.cache.key(...) returns them")
-        self.cache.invalidate_key(key)
+        self._act(lambda: self.cache.invalidate_key(key), on_commit, "invalidate_key", key)
 
-    def clear(self, task: str | None = None) -> None:
+    def clear(self, task: str | None = None, on_commit: Any = None) -> None:
         """Makes every entry of one task (by name), or of the whole namespace, a miss. Costs: 1 round trip."""
-        self.cache.clear(task)
+        self._act(lambda: self.cache.clear(task), on_commit, "clear", task)
+
+    def _act(self, act: Callable[[], None], on_commit: Any, operation: str, *args: object) -> None:
+        """Now, for the caller to repeat; or after the commit, when nobody would: then a worker is asked to."""
+        check_on_commit(on_commit, f"{operation}()")
+        waits = open_transactions(on_commit, f"{operation}()")
+        if not waits:
+            return act()
+        self.cache  # noqa: B018 - what is wrong with the settings is said here, not in the midst of a commit
+        from celery_cachetiers.tasks import or_hand_over
+
+        for wait in waits:
+            wait(partial(or_hand_over, self, act, operation, *args))
+        return None
 
     def reset(self) -> None:
         """Closes connections and forgets settings, so that the next call reads ``app.conf`` anew; for tests."""
@@ -197,6 +236,7 @@ _LINES: dict[Event, tuple[int, str]] = {
     Event.BREAKER_CLOSED: (logging.INFO, "Redis answers again"),
     Event.LEASE_LOST: (logging.WARNING, "a lease was lost while its task ran; the value goes to its caller only"),
     Event.TAKEN_OVER: (logging.WARNING, "a leader outlasted wait_limit and was replaced"),
+    Event.HANDED_OVER: (logging.WARNING, "Redis cannot be reached; a worker was asked to invalidate once it can"),
     Event.UNUSABLE: (logging.DEBUG, "an entry could not be read or written"),
     Event.FAILED_OPEN: (logging.DEBUG, "a call goes on without Redis"),
 }
@@ -228,6 +268,38 @@ def _reset_children() -> None:
     for extension in list(_installed):
         extension._after_fork()
 
+
+def _install_where_declared(app: Celery) -> None:
+    """Installs the extension in an app that only invalidates, for tasks that were bound before this was imported."""
+    tasks = app._tasks.values()  # type: ignore[attr-defined]  # `tasks` would finalize
+    if any(getattr(type(task), "invalidates", None) is not None for task in tasks):
+        CacheTiers(app)
+
+
+_on_bound = Task.on_bound.__func__  # type: ignore[attr-defined]  # of the classmethod
+
+
+def _bound(cls: Any, app: Celery) -> None:
+    """Sees every task as it is bound to an app, which is before its first call, however early that is.
+
+    Celery calls this hook for "additional actions when the task class is bound to an app", and has none itself.
+    """
+    _on_bound(cls, app)
+    task = app._tasks.get(cls.name)  # type: ignore[attr-defined]
+    declares = getattr(cls, "invalidates", None) is not None
+    if type(task) is not cls or not (declares or hasattr(app, "_cachetiers")):
+        return
+    from celery_cachetiers.invalidating import declare
+
+    try:
+        declare(CacheTiers(app), task)
+    except ConfigurationError:
+        app._tasks.pop(cls.name, None)  # type: ignore[attr-defined]  # else the next look would find it, and it would run
+        raise
+
+
+Task.on_bound = classmethod(_bound)  # type: ignore[assignment,method-assign]
+_state.connect_on_app_finalize(_install_where_declared)
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows, which does not fork
     os.register_at_fork(after_in_child=_reset_children)

@@ -29,6 +29,8 @@ class Event(Enum):
     TAKEN_OVER = "taken_over"
     LEASE_LOST = "lease_lost"
     INVALIDATED = "invalidated"
+    HANDED_OVER = "handed_over"
+    NOT_INVALIDATED = "not_invalidated"
     HEARD = "heard"
     HELD = "held"
     BREAKER_OPENED = "breaker_opened"

@@ -10,6 +10,7 @@ from celery import Task
 
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.binder import compile_binder
+from celery_cachetiers.body import takes_models, with_models
 from celery_cachetiers.call import Call, Memo, ResultTagging
 from celery_cachetiers.dialects import dialect_of
 from celery_cachetiers.errors import UncacheableArgument
@@ -45,9 +46,11 @@ class Memoized:
         self.keys = key_maker(self.name, self.binder, task.serializer, self.policy)
         self._own_tags = compile_tags(self.policy.tags, self.binder.names, self.binder.var_keyword is not None)
         self._implicit = (namespace_tag(), task_tag(self.name))
-        self._takes_models = _takes_models(task)
+        self._takes_models = takes_models(task)
         self._told: set[str] = set()
-        self.answers_at_publish = self.policy.publish_hits and not _overrides(task, HANDLERS)
+        self.answers_at_publish = (
+            self.policy.publish_hits and not self.policy.invalidates and not _overrides(task, HANDLERS)
+        )
         # What runs in a worker's main process is ours and Celery's: a task with code of its own there goes to the pool.
         self.answers_in_main = not (_overrides(task, HANDLERS) or getattr(task, "calls_itself", False))
         self.fails_in_main = self.answers_in_main and not _overrides(task, ("on_failure", "on_retry"))
@@ -100,28 +103,8 @@ class Memoized:
 
     def _tags(self, values: tuple[Any, ...]) -> tuple[str, ...]:
         arguments = self.binder.arguments(values)
-        if self._takes_models:
-            arguments = {name: _Model(value) if type(value) is dict else value for name, value in arguments.items()}
-        own = self._own_tags(arguments)
+        own = self._own_tags(with_models(arguments) if self._takes_models else arguments)
         return (*self._implicit, *escape_tags(own)) if own else self._implicit
-
-
-def _takes_models(task: Task[Any, Any]) -> bool:
-    """Whether it is declared with ``pydantic=True``: before Celery 5.7 only the function around its body tells."""
-    body = getattr(task, "_orig_run", task.run)  # what autoretry has wrapped
-    wrapped = getattr(body, "__globals__", {}).get("__name__") == "celery.app.base"
-    return wrapped or getattr(task, "_dump_pydantic_arguments", None) is not None
-
-
-class _Model(dict[str, Any]):
-    """A pydantic model as the worker has it, dumped: its fields can be reached by either spelling in a template."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            value = self[name]
-        except KeyError:
-            raise AttributeError(name) from None
-        return _Model(value) if type(value) is dict else value
 
 
 def key_maker(name: str, binder: Any, serializer: str, policy: Policy) -> KeyMaker:

@@ -107,6 +107,12 @@ def _tags(value: object) -> object:
     return value if callable(value) else _names(value)
 
 
+def _on_commit(value: object) -> object:
+    if not isinstance(value, bool) and not callable(value) and not callable(getattr(value, "get_transaction", None)):
+        raise _Refused
+    return value
+
+
 def _version(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise _Refused
@@ -191,6 +197,12 @@ TEXT = Rule(_text, "a name that is not empty")
 CALLABLE = Rule(_callable, "a callable")
 NAMES = Rule(_names, "a list or tuple of names (a single name needs the brackets too)")
 TAGS = Rule(_tags, 'a list or tuple of templates such as ["user:{user_id}"], or a callable over the arguments')
+INVALIDATES = Rule(
+    _tags, 'a list or tuple of templates such as ["user:{user_id}"], or a callable over (arguments, result)'
+)
+ON_COMMIT = Rule(
+    _on_commit, "True, False, a SQLAlchemy session or scoped_session, or a callable that returns the session in use"
+)
 VERSION = Rule(_version, "text or a whole number")
 NAMESPACE = Rule(_namespace, "1 to 64 letters, digits or any of _ . : / -")
 URL = Rule(_url, "redis://host:port/db, rediss://host:port/db or unix:///path/to.sock?db=0", without_secrets)

@@ -110,6 +110,18 @@ class Policy:
         rules.optional(rules.CALLABLE),
         "``tags_from(result)``: more tags, which depend on what the body returned",
     )
+    invalidates: tuple[str, ...] | Callable[..., Any] = _field(
+        (),
+        rules.INVALIDATES,
+        "on any task: tags that its body invalidates, as templates or ``invalidates(arguments, result)``",
+    )
+    invalidate_on_failure: bool = _field(True, rules.BOOL, "a body that fails invalidates too, as it may have written")
+    on_commit: Any = _field(
+        None,
+        rules.optional(rules.ON_COMMIT),
+        "what an invalidation waits for: ``None`` for an open atomic block of Django, ``False`` for nothing, a session "
+        "for its commit",
+    )
     key: Callable[..., Any] | None = _field(
         None,
         rules.optional(rules.CALLABLE),
@@ -151,8 +163,7 @@ class Policy:
 
     NOT_BUILT = frozenset(
         {
-            "invalidates", "invalidate_on_failure", "on_commit", "cache_errors",
-            "error_ttl", "fail_safe", "sink", "write",
+            "cache_errors", "error_ttl", "fail_safe", "sink", "write",
         }
     )  # fmt: skip
 

@@ -17,6 +17,7 @@ from celery.exceptions import Ignore
 
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.attempt import HeldElsewhere, Terms
+from celery_cachetiers.body import Body, dumped, wrap_body
 from celery_cachetiers.call import Call
 from celery_cachetiers.declaration import checked, options_of
 from celery_cachetiers.django import OnCommitMixin
@@ -54,6 +55,7 @@ class CachedTaskMixin(OnCommitMixin):
     """Memoized work is repeatable, so a message is acknowledged when its task has ended."""
 
     _memoized: Memoized | None = None
+    _lets_errors_through: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Checks the options of the class. Raises `ConfigurationError`."""
@@ -212,12 +214,8 @@ class CachedTaskMixin(OnCommitMixin):
         return memoized
 
     def _dumped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments as the worker will see them: Celery dumps the models of ``pydantic=True`` tasks."""
-        dump = getattr(self, "_dump_pydantic_arguments", None)
-        if dump is None:
-            return args, kwargs
-        dumped = dump(args, kwargs)
-        return tuple(dumped[0]), dict(dumped[1])
+        """Arguments as the worker will see them."""
+        return dumped(self, args, kwargs)
 
 
 if TYPE_CHECKING:
@@ -246,20 +244,22 @@ _shared_error: ContextVar[BaseException | None] = ContextVar("cachetiers_shared_
 
 def _let_shared_errors_through(task: Any) -> None:
     """Makes the function that ``autoretry_for`` wraps raise a leader's exception in place of running."""
-    original = getattr(task, "_orig_run", None)
-    if original is None or getattr(original, "_cachetiers", False):
+    if not hasattr(task, "_orig_run") or task._lets_errors_through:
         return
 
-    @wraps(original)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        error = _shared_error.get()
-        if error is None:
-            return original(*args, **kwargs)
-        _shared_error.set(None)
-        raise error
+    def around(original: Body) -> Body:
+        @wraps(original)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            error = _shared_error.get()
+            if error is None:
+                return original(*args, **kwargs)
+            _shared_error.set(None)
+            raise error
 
-    run._cachetiers = True  # type: ignore[attr-defined]  # once is enough
-    task._orig_run = run
+        return run
+
+    wrap_body(task, around)
+    task._lets_errors_through = True  # once is enough
 
 
 def _own_request(task: Any) -> Context | None:

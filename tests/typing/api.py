@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, assert_type
 
 from celery import Celery, Task, shared_task
+from sqlalchemy.orm import scoped_session, sessionmaker
 
 from celery_cachetiers import (
     MISSING,
@@ -59,6 +61,26 @@ def shared(number: int) -> int:
     return number
 
 
+class ProjectTask(Task[Any, Any]):
+    abstract = True
+
+
+@app.task(invalidates=["user:{user_id}"], invalidate_on_failure=False, on_commit=False)
+def rename(user_id: int, name: str) -> None: ...
+
+
+def changed(arguments: Mapping[str, Any], result: Any) -> list[str]:
+    return [] if result is MISSING else [f"user:{arguments['user_id']}"]
+
+
+session = scoped_session(sessionmaker())
+
+
+@shared_task(base=ProjectTask, invalidates=changed, on_commit=session)
+def merge(user_id: int) -> int:
+    return user_id
+
+
 class Report(CachedTask):
     name = "report"
     ttl = 3600.0
@@ -66,10 +88,6 @@ class Report(CachedTask):
 
     def run(self, day: str) -> int:
         return len(day)
-
-
-class ProjectTask(Task[Any, Any]):
-    abstract = True
 
 
 class ProjectCachedTask(CachedTaskMixin, ProjectTask):
@@ -105,6 +123,10 @@ def functions() -> None:
     invalidate_key("0" * 32)
     clear()
     clear(task="typed.profile")
+    invalidate_tag("user:1", on_commit=session)
+    invalidate_tags(["user:1"], on_commit=False)
+    invalidate_key("0" * 32, on_commit=True)
+    clear(on_commit=lambda: session)
     invalidate_tag.delay("user:1")
     invalidate_tags.apply_async((["user:1"],), countdown=5)
     invalidate_tag.s("user:1")
@@ -118,6 +140,10 @@ def extension() -> None:
     tiers.invalidate_tags(("user:1",))
     tiers.invalidate_key("0" * 32)
     tiers.clear("typed.profile")
+    tiers.invalidate_tag("user:1", on_commit=session)
+    assert_type(tiers.registry.patterns(), tuple[str, ...])
+    assert_type(tiers.registry.dependants("user:{}"), tuple[str, ...])
+    assert_type(tiers.registry.invalidators("user:1"), tuple[str, ...])
     tiers.reset()
 
 

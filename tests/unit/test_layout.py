@@ -89,6 +89,7 @@ LAYERS = {
         modules=(
             *("", "app", "settings", "declaration", "memoized", "task", "task_cache"),
             *("result", "publishing", "tasks", "failures", "seat", "room", "answering", "loops"),
+            *("body", "commits", "invalidating", "registry"),
             *("broker_limits", "worker_requests", "waiting_room", "signals"),
             *("cli", "cli.*", "django", "django.*"),
         ),
