@@ -27,6 +27,7 @@ from celery_cachetiers.metrics.tally import Counters
 from celery_cachetiers.parts import Parts
 from celery_cachetiers.policy import Policy, Settings
 from celery_cachetiers.settings import backend_redis, settings_of
+from celery_cachetiers.signals import feed
 from celery_cachetiers.templates import checked_tag, escape_tag
 from celery_cachetiers.tiers.layout import Layout
 from celery_cachetiers.tiers.memory import MemoryTier
@@ -71,6 +72,7 @@ class CacheTiers:
         self.events, self.counters = Events(), Counters()
         self.events.subscribe(self.counters)
         self.events.subscribe(log, *_LINES)
+        feed(self)
         self.tasks = weakref.WeakSet()
         self._lock = threading.RLock()
         self._settings, self._cache = None, None
@@ -185,6 +187,7 @@ class CacheTiers:
     def _after_fork(self) -> None:
         self._lock = threading.RLock()
         self.counters.reset_after_fork()
+        self.events.reset_after_fork()
         if self._cache is not None:
             self._cache.reset_after_fork()
 

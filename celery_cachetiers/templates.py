@@ -58,6 +58,17 @@ def escape_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(escape_tag, tags)) if "@" in "".join(tags) else tags
 
 
+def user_tag(name: str) -> str | None:
+    """The user's tag behind a stored name; ``None`` if the name is the library's own.
+
+    >>> user_tag("user:1"), user_tag("@@all"), user_tag("@all")
+    ('user:1', '@all', None)
+    """
+    if not name.startswith("@"):
+        return name
+    return name[1:] if name.startswith("@@") else None
+
+
 def checked_tag(tag: object) -> str:
     """The tag, if it can be one.
 
