@@ -32,6 +32,7 @@ from celery_cachetiers.templates import checked_tag, escape_tag
 from celery_cachetiers.tiers.layout import Layout
 from celery_cachetiers.tiers.memory import MemoryTier
 from celery_cachetiers.tiers.redis import RedisStore
+from celery_cachetiers.tiers.seen_tags import SeenTags
 
 logger = logging.getLogger("celery_cachetiers")
 
@@ -51,6 +52,7 @@ class CacheTiers:
     events: Events
     counters: Counters
     clock: Clock
+    seen_tags: SeenTags
     suspended: bool = False
     """True makes every task run as if uncached; for tests."""
     in_memory: bool = False
@@ -69,7 +71,7 @@ class CacheTiers:
         self = super().__new__(cls)
         self.app = app
         self.clock = SystemClock()
-        self.events, self.counters = Events(), Counters()
+        self.events, self.counters, self.seen_tags = Events(), Counters(), SeenTags()
         self.events.subscribe(self.counters)
         self.events.subscribe(log, *_LINES)
         feed(self)
@@ -187,7 +189,11 @@ class CacheTiers:
     def _after_fork(self) -> None:
         self._lock = threading.RLock()
         self.counters.reset_after_fork()
+<<<<<<< HEAD
         self.events.reset_after_fork()
+=======
+        self.seen_tags.reset_after_fork()
+>>>>>>> main
         if self._cache is not None:
             self._cache.reset_after_fork()
 

@@ -120,6 +120,7 @@ class Attempt:
             take_over=self.take_over,
             waits_for=self.waits_for,
             will_wait=terms.may_block,
+            guess=call.guess,
         )
 
     def meet(self, holder: str, now: float) -> None:

@@ -14,7 +14,7 @@ from celery_cachetiers.attempt import ANY_HOLDER, PLAIN, Attempt, Terms
 from celery_cachetiers.call import Call
 from celery_cachetiers.clock import chance
 from celery_cachetiers.decisions import times_of
-from celery_cachetiers.entry import MISSING, NONCE_BYTES, unpack
+from celery_cachetiers.entry import MISSING, unpack_body
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.events import Event
 from celery_cachetiers.following import Follower, Shared, Watched
@@ -139,25 +139,27 @@ class TieredCache:
 
         Raises:
             UnusableEntry: The value cannot be stored.
+            TagError: The value does not give its tags.
             TierUnavailable: L2 was not reached, or would not store it.
 
         Costs: 1 round trip.
         """
         policy = call.memo.policy
         times = times_of(policy, policy.ttl if ttl is None else ttl, self._clock.time(), 0.0, chance.random())
-        body = call.memo.codec.encode(value, times, call.tags, call.digest)
+        found = call.memo.tagging.find(value) if call.memo.tagging is not None else ()
+        tags = (*call.tags, *(tag for tag in found if tag not in call.tags))
+        body = call.memo.codec.encode(value, times, tags, call.digest)
         hard_ttl = times.expires_at - times.computed_at
         try:
             if self._store is not None:
                 keep_for = max(policy.hard_ttl, hard_ttl) + policy.lease_ttl
-                request = replace(Attempt(call).request(times.computed_at), keep_for=keep_for)
+                request = replace(Attempt(call).request(times.computed_at), tags=tags, keep_for=keep_for)
                 self._store.put(request, body, hard_ttl)
         finally:
             self._l1.invalidate([key_tag(call.digest)])
         if self._store is None:
-            raw = unpack(body + bytes(NONCE_BYTES * len(call.tags)))
-            decoded = call.memo.codec.decode(raw, call.digest)
-            self._leader.keep(call, decoded, times, self._l1.mark(), None)
+            decoded = call.memo.codec.decode(unpack_body(body), call.digest)
+            self._leader.keep(call, decoded, tags, times, self._l1.mark(), None)
         self.events.emit(Event.STORED, call.memo.task, key=call.digest, size=len(body))
 
     def invalidate_key(self, digest: str, task: str = "") -> None:

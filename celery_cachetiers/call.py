@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from celery_cachetiers.entry import Header, tag_names
 from celery_cachetiers.metrics.tally import Tally
 from celery_cachetiers.policy import Policy
-from celery_cachetiers.ports import Codec, Failures
-from celery_cachetiers.templates import key_tag
+from celery_cachetiers.ports import Codec, Failures, TagMemory
+from celery_cachetiers.templates import ResultTagger, key_tag
 
 
 class Unshared:
@@ -32,8 +33,21 @@ class Streak:
 
 
 @dataclass(frozen=True, slots=True)
+class ResultTagging:
+    """How a task's results give tags to their entries.
+
+    Attributes:
+        find: The names of one result, escaped; raises `TagError`.
+        seen: Those that entries had, as this process saw them last.
+    """
+
+    find: ResultTagger
+    seen: TagMemory
+
+
+@dataclass(frozen=True, slots=True)
 class Memo:
-    """What all calls of one task share."""
+    """What all calls of one task share; ``tagging`` is ``None`` for a task whose results give no tags."""
 
     task: str
     policy: Policy
@@ -41,6 +55,7 @@ class Memo:
     tally: Tally
     failures: Failures = field(default_factory=Unshared)
     streak: Streak = field(default_factory=Streak)
+    tagging: ResultTagging | None = None
 
 
 @dataclass(slots=True)
@@ -67,5 +82,18 @@ class Call:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Everything whose announcement ends an L1 copy of this call: its tags and its own key."""
+        """Everything whose announcement ends an L1 copy of this call, as far as its arguments tell: tags and key."""
         return (*self.tags, key_tag(self.digest))
+
+    @property
+    def guess(self) -> tuple[str, ...] | None:
+        """The tags that its entry has from its result, probably; ``None`` if results of the task give none."""
+        return None if self.memo.tagging is None else self.memo.tagging.seen.of(self.digest)
+
+    def tags_of(self, header: Header) -> tuple[str, ...]:
+        """All tags of an entry of this call, which the next read will guess."""
+        if self.memo.tagging is None:
+            return self.tags
+        found = tag_names(header)
+        self.memo.tagging.seen.learn(self.digest, found[len(self.tags) :])
+        return found

@@ -44,6 +44,7 @@ NONCE_BYTES: Final = 8
 _FIXED: Final = struct.Struct("<2sBB4dHI4B")
 _FIXED_BYTES: Final = _FIXED.size
 _TIMES: Final = struct.Struct("<4d")
+_TAG_COUNT_AT: Final = slice(36, 38)
 _NONCE_LENGTHS: Final = frozenset({NONCE_BYTES})
 
 TIMES_AT: Final = slice(4, 4 + _TIMES.size)
@@ -133,13 +134,28 @@ def tag_names(header: Header) -> tuple[str, ...]:
     Raises:
         UnusableEntry: ``malformed``, when the block is not an array of as many strings as there are tags.
     """
+    names = _names_in(header.tag_block)
+    if len(names) != header.tag_count:
+        raise UnusableEntry("malformed")
+    return names
+
+
+def result_tags(block: bytes, own: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Return the names that a tag block has beyond those of a call, ``None`` if it does not begin with these.
+
+    Raises:
+        UnusableEntry: ``malformed``, when the block is not an array of strings.
+    """
+    names = _names_in(block)
+    return names[len(own) :] if names[: len(own)] == own else None
+
+
+def _names_in(block: bytes) -> tuple[str, ...]:
     try:
-        names = json.loads(header.tag_block)
+        names = json.loads(block)
     except (ValueError, RecursionError) as error:
         raise UnusableEntry("malformed") from error
-    if not isinstance(names, list) or len(names) != header.tag_count:
-        raise UnusableEntry("malformed")
-    if not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UnusableEntry("malformed")
     return tuple(names)
 
@@ -228,6 +244,11 @@ def unpack(data: bytes) -> RawEntry:
     )
 
 
+def unpack_body(body: bytes) -> RawEntry:
+    """Return an entry that has no stamp yet, taken apart; its stamp is zeros. Raises as `unpack`."""
+    return unpack(body + bytes(NONCE_BYTES * int.from_bytes(body[_TAG_COUNT_AT], "little")))
+
+
 def stamp_matches(raw: RawEntry, nonces: Sequence[bytes | None]) -> bool:
     """Return whether every tag still has the version that the entry was computed under.
 
@@ -240,6 +261,11 @@ def stamp_matches(raw: RawEntry, nonces: Sequence[bytes | None]) -> bool:
     if None in nonces:
         return False
     return b"".join(nonces) == raw.stamp and _NONCE_LENGTHS.issuperset(map(len, nonces))  # type: ignore[arg-type]
+
+
+def stamp_begins(raw: RawEntry, nonces: Sequence[bytes | None]) -> bool:
+    """Return whether the first tags of an entry still have the versions that it was computed under."""
+    return stamp_matches(raw._replace(stamp=raw.stamp[: NONCE_BYTES * len(nonces)]), nonces)
 
 
 def _unknown_layout(magic: bytes, version: int) -> str:

@@ -212,8 +212,8 @@ class Follower:
                     attempt.meet(answer.holder, self._clock.monotonic())
                 action, bound = after_lease(answer, self._waiting(attempt))
                 match action, answer:
-                    case Action.COMPUTE, Leading(stamp=stamp):
-                        return self._leads(attempt, Lease(request, stamp, mark))
+                    case Action.COMPUTE, Leading(stamp=stamp, since=since):
+                        return self._leads(attempt, Lease(request, stamp, mark, since))
                     case ((Action.ANSWER | Action.ANSWER_STALE), _):
                         shared = self._shared(attempt, answer, mark)
                         if shared is not None:

@@ -11,8 +11,8 @@ from celery_cachetiers.attempt import Terms
 from celery_cachetiers.call import Call
 from celery_cachetiers.clock import Clock, chance
 from celery_cachetiers.decisions import refresh_ahead_at, times_of
-from celery_cachetiers.entry import NONCE_BYTES, Times, unpack
-from celery_cachetiers.errors import TierUnavailable, UnusableEntry
+from celery_cachetiers.entry import Times, unpack_body
+from celery_cachetiers.errors import TagError, TierUnavailable, UnusableEntry
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.flight import Landing
 from celery_cachetiers.ports import (
@@ -23,10 +23,13 @@ from celery_cachetiers.ports import (
     LeaseRequest,
     Leave,
     LocalTier,
+    LogPosition,
     Mark,
     Renewer,
+    ResultTags,
     Store,
 )
+from celery_cachetiers.templates import key_tag
 
 logger = logging.getLogger("celery_cachetiers")
 
@@ -50,11 +53,15 @@ class Inside(threading.local):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A lease that the caller holds, and the state of L1 from before it asked for it."""
+    """A lease that the caller holds, and the state of L1 from before it asked for it.
+
+    ``since`` is where the invalidation log stood then, for a task whose results give tags.
+    """
 
     request: LeaseRequest
     stamp: bytes
     mark: Mark
+    since: LogPosition | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +69,12 @@ class _Computed:
     """A body's value, and what comes out of its entry.
 
     ``body`` is ``None`` if it cannot be an entry (or be read again), ``storable`` false if it is not to be one.
+    ``tags`` are all that it names, those of the call first.
     """
 
     value: object
     times: Times
+    tags: tuple[str, ...]
     storable: bool
     body: bytes | None
     read_again: object = None
@@ -98,22 +107,23 @@ class Leader:
                 computed = self._compute(call, compute)
             sent = self._clock.monotonic()
             if not computed.storable and computed.body is not None:
-                leave = Leave(computed.body, False, lease.request.lease_ttl)
+                leave = Leave(computed.body, False, lease.request.lease_ttl, lease.since)
             elif computed.body is not None:
-                outcome = self._commit(call, computed, lease.request, store, terms.refresh)
+                outcome = self._commit(call, computed, lease, store, terms.refresh)
         except BaseException as error:
             if terms.claim and self._handed_over(call, error, lease.request, store, terms.claim):
                 outcome = NOT_HELD
             else:
-                leave = self._failure(call, error)
+                leave = self._failure(call, error, lease.since)
             raise
         finally:
             if outcome is None:
                 _free(lease.request, store, leave)
-        copy = _copier(call, computed.body, lease.stamp)
+        copy = _copier(call, computed.body)
         if outcome != STORED or copy is None:
             return computed.value, Landing(copy, began)
-        self.keep(call, computed.read_again, computed.times, lease.mark, lease.stamp)
+        stamp = lease.stamp if computed.tags == call.tags else None  # the script alone knows that of result tags
+        self.keep(call, computed.read_again, computed.tags, computed.times, lease.mark, stamp)
         return computed.value, Landing(copy, sent)
 
     def alone(self, call: Call, compute: Compute, mark: Mark | None) -> tuple[object, Landing]:
@@ -124,23 +134,27 @@ class Leader:
         """
         began = self._clock.monotonic()
         computed = self._compute(call, compute)
-        copy = _copier(call, computed.body, bytes(NONCE_BYTES * len(call.tags)))
-        if mark is None or copy is None or not computed.storable or not self._l1.current(mark, call.names):
+        copy = _copier(call, computed.body)
+        names = (*computed.tags, key_tag(call.digest))
+        if mark is None or copy is None or not computed.storable or not self._l1.current(mark, names):
             return computed.value, Landing(copy, began)
         checked = self._clock.monotonic()
-        if self.keep(call, computed.read_again, computed.times, mark, None):
+        if self.keep(call, computed.read_again, computed.tags, computed.times, mark, None):
             self._events.emit(Event.STORED, call.memo.task, key=call.digest, size=len(computed.body or b""))
         return computed.value, Landing(copy, checked)
 
-    def keep(self, call: Call, value: object, times: Times, mark: Mark, stamp: bytes | None) -> bool:
-        """Puts a value into L1 for as long as it is fresh, and no refresh of it is due; false if L1 would not have it."""
+    def keep(
+        self, call: Call, value: object, tags: tuple[str, ...], times: Times, mark: Mark, stamp: bytes | None
+    ) -> bool:
+        """Puts a value into L1 for as long as it is fresh, and no refresh of it is due; false if L1 refused it."""
         policy, now = call.memo.policy, self._clock.time()
         ttl = min(policy.l1_ttl, times.fresh_until - now)
         if policy.refresh_ahead is not None:
             ttl = min(ttl, refresh_ahead_at(times, policy.refresh_ahead) - now)
         if not (policy.l1 and ttl > 0 and self._l1.trusted()):
             return False
-        return self._l1.put(call.digest, value, call.names, ttl, mark, stamp=stamp, times=times, copy=policy.l1_copy)
+        names = (*tags, key_tag(call.digest))
+        return self._l1.put(call.digest, value, names, ttl, mark, stamp=stamp, times=times, copy=policy.l1_copy)
 
     def _compute(self, call: Call, compute: Compute) -> _Computed:
         computed_at, began = self._clock.time(), self._clock.monotonic()
@@ -150,14 +164,29 @@ class Leader:
         ttl = self._ttl(call, value)
         draw = chance.random() if call.memo.policy.jitter else 0.0
         times = times_of(call.memo.policy, ttl or call.memo.policy.ttl, computed_at, seconds, draw)
+        found = self._result_tags(call, value)
+        tags, storable = call.tags + (found or ()), ttl is not None and found is not None
         codec = call.memo.codec
         try:
-            body = codec.encode(value, times, call.tags, call.digest)
-            read_again = codec.decode(unpack(body + bytes(NONCE_BYTES * len(call.tags))), call.digest)
+            body = codec.encode(value, times, tags, call.digest)
+            read_again = codec.decode(unpack_body(body), call.digest)
         except UnusableEntry as error:
             self._events.emit(Event.UNUSABLE, call.memo.task, reason=error.reason, key=call.digest)
-            return _Computed(value, times, ttl is not None, None)
-        return _Computed(value, times, ttl is not None, body, read_again)
+            return _Computed(value, times, tags, storable, None)
+        return _Computed(value, times, tags, storable, body, read_again)
+
+    def _result_tags(self, call: Call, value: object) -> tuple[str, ...] | None:
+        """The tags that the value gives beyond the call's; ``None`` if it gives none that are usable."""
+        if call.memo.tagging is None:
+            return ()
+        try:
+            found = call.memo.tagging.find(value)
+        except TagError as error:
+            self._events.emit(Event.UNCACHEABLE, call.memo.task, argument="tags_from")
+            logger.warning("celery-cachetiers: %s: not stored, as its result gives no tags: %s", call.memo.task, error)
+            return None
+        own = {*call.tags}
+        return tuple(tag for tag in found if tag not in own)
 
     def _handed_over(self, call: Call, error: BaseException, request: LeaseRequest, store: Store, claim: str) -> bool:
         """Keeps the lease for the task id under which the body said to try again, until some time after that is due."""
@@ -170,7 +199,7 @@ class Leader:
             self._events.emit(Event.FAILED_OPEN, call.memo.task, step="hand over", error=str(fault))
             return False
 
-    def _failure(self, call: Call, error: BaseException) -> Leave | None:
+    def _failure(self, call: Call, error: BaseException, since: LogPosition | None) -> Leave | None:
         """What the body's exception leaves to those who waited for it."""
         policy = call.memo.policy
         dumped = call.memo.failures.dump(error) if policy.share_errors else None
@@ -182,7 +211,7 @@ class Leader:
             body = call.memo.codec.encode(dumped, times, call.tags, error_key(call.digest))
         except UnusableEntry:
             return None
-        return Leave(body, True, policy.lease_ttl)
+        return Leave(body, True, policy.lease_ttl, since)
 
     def _ttl(self, call: Call, value: object) -> float | None:
         """The value's TTL; ``None`` if the task's own callables would not have it stored, or fail."""
@@ -197,19 +226,21 @@ class Leader:
             return None
         return ttl if 0 < ttl < float("inf") else None
 
-    def _commit(
-        self, call: Call, computed: _Computed, request: LeaseRequest, store: Store, announce: bool
-    ) -> int | None:
+    def _commit(self, call: Call, computed: _Computed, lease: Lease, store: Store, announce: bool) -> int | None:
         """What the store answered; ``None`` if it could not be asked."""
+        request, names = lease.request, computed.tags[len(call.tags) :]
+        result = ResultTags(names, lease.since) if names and lease.since is not None else None
         body, hard_ttl = computed.body or b"", computed.times.expires_at - computed.times.computed_at
         if hard_ttl + request.lease_ttl > request.keep_for:  # a ttl_from longer than the task's
             request = replace(request, keep_for=hard_ttl + request.lease_ttl)
         try:
-            outcome = store.commit(request, body, hard_ttl, announce=announce)
+            outcome = store.commit(request, body, hard_ttl, announce=announce, result=result)
         except TierUnavailable as error:
             self._events.emit(Event.FAILED_OPEN, call.memo.task, step="commit", error=str(error))
             return None
         if outcome == STORED:
+            if call.memo.tagging is not None:
+                call.memo.tagging.seen.learn(call.digest, names)
             self._events.emit(Event.STORED, call.memo.task, key=call.digest, size=len(body))
         else:
             reason = _REFUSED.get(outcome, "no room")
@@ -217,10 +248,10 @@ class Leader:
         return outcome
 
 
-def _copier(call: Call, body: bytes | None, stamp: bytes) -> Callable[[], object] | None:
+def _copier(call: Call, body: bytes | None) -> Callable[[], object] | None:
     if body is None:
         return None
-    return lambda: call.memo.codec.decode(unpack(body + stamp), call.digest)
+    return lambda: call.memo.codec.decode(unpack_body(body), call.digest)
 
 
 def error_key(digest: str) -> str:

@@ -10,14 +10,14 @@ from celery import Task
 
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.binder import compile_binder
-from celery_cachetiers.call import Call, Memo
+from celery_cachetiers.call import Call, Memo, ResultTagging
 from celery_cachetiers.dialects import dialect_of
 from celery_cachetiers.errors import UncacheableArgument
 from celery_cachetiers.events import Event
 from celery_cachetiers.failures import TaskFailures
 from celery_cachetiers.keys import KeyMaker
 from celery_cachetiers.policy import Policy
-from celery_cachetiers.templates import compile_tags, escape_tags, namespace_tag, task_tag
+from celery_cachetiers.templates import compile_result_tags, compile_tags, escape_tags, namespace_tag, task_tag
 
 logger = logging.getLogger("celery_cachetiers")
 
@@ -38,7 +38,9 @@ class Memoized:
         self.enabled = self.policy.cache_enabled and self.extension.settings.enabled
         self.cache = self.extension.cache
         codec, tally = self.extension.codec(self.policy), self.extension.counters.of(self.name)
-        self.memo = Memo(self.name, self.policy, codec, tally, TaskFailures(task))
+        find = self.policy.tags_from
+        tagging = ResultTagging(compile_result_tags(find), self.extension.seen_tags) if find is not None else None
+        self.memo = Memo(self.name, self.policy, codec, tally, TaskFailures(task), tagging=tagging)
         self.binder = compile_binder(task.run, skip_first=False)
         self.keys = key_maker(self.name, self.binder, task.serializer, self.policy)
         self._own_tags = compile_tags(self.policy.tags, self.binder.names, self.binder.var_keyword is not None)

@@ -105,6 +105,11 @@ class Policy:
     tags: tuple[str, ...] | Callable[..., Any] = _field(
         (), rules.TAGS, "templates over the arguments, or ``tags(**arguments)``"
     )
+    tags_from: Callable[[Any], Any] | None = _field(
+        None,
+        rules.optional(rules.CALLABLE),
+        "``tags_from(result)``: more tags, which depend on what the body returned",
+    )
     key: Callable[..., Any] | None = _field(
         None,
         rules.optional(rules.CALLABLE),
@@ -146,7 +151,7 @@ class Policy:
 
     NOT_BUILT = frozenset(
         {
-            "tags_from", "invalidates", "invalidate_on_failure", "on_commit", "cache_errors",
+            "invalidates", "invalidate_on_failure", "on_commit", "cache_errors",
             "error_ttl", "fail_safe", "sink", "write",
         }
     )  # fmt: skip

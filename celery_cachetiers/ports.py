@@ -14,6 +14,22 @@ from celery_cachetiers.entry import RawEntry, Times
 
 
 @dataclass(frozen=True, slots=True)
+class LogPosition:
+    """Where the invalidation log stood: its random epoch, and how many invalidations it had noted."""
+
+    epoch: bytes
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResultTags:
+    """The tags that a result gave to its entry, and where the log stood before the compute that gave it."""
+
+    names: tuple[str, ...]
+    since: LogPosition
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseRequest:
     """One attempt to lead a key.
 
@@ -32,6 +48,8 @@ class LeaseRequest:
         will_wait: Registers this process' inbox when the lease is held elsewhere.
         watch: Takes no lease: the answer is `Free` where the caller would lead.
         hand_to: Takes the lease for this task id, which will claim it when it runs.
+        guess: The tags that an entry under this key probably has from its result, beyond ``tags``; ``None`` for a task
+            whose results give none.
     """
 
     digest: str
@@ -47,6 +65,7 @@ class LeaseRequest:
     will_wait: bool = True
     watch: bool = False
     hand_to: str = ""
+    guess: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +77,11 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Leading:
-    """The caller holds the lease, under this stamp."""
+    """The caller holds the lease, under this stamp; ``since`` is there for a task whose results give tags."""
 
     stamp: bytes
     stale: RawEntry | None = None
+    since: LogPosition | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +121,27 @@ class Leave:
         body: As of an entry; of a value, or of what `Failures.dump` made of an exception.
         failed: Which of the two.
         seconds: How long it stays.
+        since: For a task whose results give tags: nobody may have it once the log has moved on, as nobody knows which
+            tags it would have.
     """
 
     body: bytes
     failed: bool
     seconds: float
+    since: LogPosition | None = None
 
 
 class Store(Protocol):
     """L2: entries, leases and tag versions. Every method may raise `TierUnavailable`."""
 
-    def read(self, digest: str, tags: tuple[str, ...]) -> RawEntry | None:
-        """The entry under a key if its stamp is current, else ``None``. Costs: 1 round trip."""
+    def read(self, digest: str, tags: tuple[str, ...], guess: tuple[str, ...] | None = None) -> RawEntry | None:
+        """The entry under a key if its stamp is current, else ``None``.
+
+        Args:
+            guess: As in `LeaseRequest`.
+
+        Costs: 1 round trip; 2 if the entry has other tags from its result than were guessed.
+        """
 
     def versions(self, tags: tuple[str, ...]) -> bytes | None:
         """The current stamp of some tags, ``None`` if one has no version: to look at. Costs: 1 round trip."""
@@ -126,8 +155,17 @@ class Store(Protocol):
     def lease(self, request: LeaseRequest) -> LeaseAnswer:
         """Looks again, then leads or registers to wait, in one atomic step. Costs: 1 round trip."""
 
-    def commit(self, request: LeaseRequest, body: bytes, hard_ttl: float, *, announce: bool = False) -> int:
-        """Stores under the lease, frees it and wakes the waiters. Costs: 1 round trip."""
+    def commit(
+        self, request: LeaseRequest, body: bytes, hard_ttl: float, *, announce: bool = False,
+        result: ResultTags | None = None,
+    ) -> int:  # fmt: skip
+        """Stores under the lease, frees it and wakes the waiters. Costs: 1 round trip.
+
+        Args:
+            announce: All processes are told to drop older copies.
+            result: Tags that the body names after those of the request. The commit is out of date if one of them was
+                invalidated since, or if the log does not tell.
+        """
 
     def release(self, digest: str, token: str, leave: Leave | None = None) -> bool:
         """Frees the lease if the token holds it, and wakes the waiters. Costs: 1 round trip.
@@ -152,7 +190,10 @@ class Store(Protocol):
         """Removes entry and lease, so that a running leader is refused. Costs: 1 round trip."""
 
     def invalidate(self, tags: Sequence[str]) -> None:
-        """Makes everything under the tags a miss, and announces it. Costs: 1 round trip, O(number of tags)."""
+        """Makes everything under the tags a miss, notes that in the log for those that compute, and announces it.
+
+        Costs: 1 round trip, O(number of tags).
+        """
 
     def reachable(self) -> bool:
         """Whether the last attempts have succeeded. Costs: nothing."""
@@ -174,7 +215,12 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """An entry in L1. ``stamp`` and ``times`` are the entry's in L2, ``None`` where it has none."""
+    """An entry in L1.
+
+    Attributes:
+        names: Its tags, in the stamp's order, and its own key's name as the last.
+        stamp, times: The entry's in L2, ``None`` where that is not known.
+    """
 
     copy: Callable[[], object]
     size: int
@@ -183,6 +229,7 @@ class Resident:
     slots: tuple[int, ...]
     stamp: bytes | None
     times: Times | None = None
+    names: tuple[str, ...] = ()
 
 
 class HitCount(Protocol):
@@ -213,7 +260,7 @@ class LocalTier(Protocol):
         self, digest: str, value: object, names: tuple[str, ...], ttl: float, mark: Mark, *,
         stamp: bytes | None = None, times: Times | None = None, copy: bool = True,
     ) -> bool:  # fmt: skip
-        """Keeps a value for up to so many seconds; false if it was refused."""
+        """Keeps a value for up to so many seconds; false if it was refused. ``names`` are its tags and its own."""
 
     def invalidate(self, names: Iterable[str]) -> None:
         """Makes misses of all entries under the names, and refuses puts under older marks."""
@@ -223,6 +270,16 @@ class LocalTier(Protocol):
 
     def reset_after_fork(self) -> None:
         """Empty."""
+
+
+class TagMemory(Protocol):
+    """Which tags the results of entries gave them, as this process saw them last: a guess for the next read."""
+
+    def of(self, digest: str) -> tuple[str, ...]:
+        """The names seen last; none for a key that was never seen."""
+
+    def learn(self, digest: str, names: tuple[str, ...]) -> None:
+        """Remembers what an entry names."""
 
 
 class Renewer(Protocol):

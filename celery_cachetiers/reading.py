@@ -70,7 +70,8 @@ class Reader:
             return True
         if resident.stamp is None or resident.times is None:
             return False
-        return self._store.confirms(call.digest, call.tags, resident.stamp, resident.times)
+        tags = resident.names[:-1]  # the last is the key's own
+        return self._store.confirms(call.digest, tags, resident.stamp, resident.times)
 
     def read(self, call: Call) -> Reading | None:
         """What L2 has under a valid stamp, fresh (then L1 has it too) or stale; ``None`` too if it cannot be asked."""
@@ -81,7 +82,7 @@ class Reader:
             self._parts.backplane.start()
         mark = self._l1.mark() if policy.l1 else None
         try:
-            raw = store.read(call.digest, call.tags)
+            raw = store.read(call.digest, call.tags, call.guess)
         except TierUnavailable as error:
             self.fail_open(call, "read", error)
             return None
@@ -98,8 +99,9 @@ class Reader:
         copy = partial(call.memo.codec.decode, raw, call.digest)
         if state is Freshness.STALE:
             return Reading(value, copy, stale=True, refresh=True)
+        tags = call.tags_of(raw.header)
         if mark is not None:
-            self._leader.keep(call, value, raw.header.times, mark, raw.stamp)
+            self._leader.keep(call, value, tags, raw.header.times, mark, raw.stamp)
         draw = 1.0 if policy.beta is None else 1.0 - chance.random()
         due = refresh_is_due(raw.header.times, policy, now, draw)
         return Reading(value, copy, refresh=due)
@@ -110,8 +112,9 @@ class Reader:
             value = call.memo.codec.decode(raw, call.digest)
         except UnusableEntry as error:
             return Reading(MISSING, lambda: MISSING, rejected=self.reject(call, raw, error))
+        tags = call.tags_of(raw.header)
         if not stale:
-            self._leader.keep(call, value, raw.header.times, mark, raw.stamp)
+            self._leader.keep(call, value, tags, raw.header.times, mark, raw.stamp)
         return Reading(value, partial(call.memo.codec.decode, raw, call.digest), stale=stale)
 
     def reject(self, call: Call, raw: RawEntry, error: UnusableEntry) -> bytes:

@@ -16,9 +16,12 @@ from celery_cachetiers.dialects import bare, only_scalars
 from celery_cachetiers.errors import ConfigurationError, TagError
 
 MAX_LENGTH: Final = 512
+MAX_RESULT_TAGS: Final = 1000
+"""Of one entry: each read of it names them all."""
 
 Arguments: TypeAlias = Mapping[str, object]
 Tags: TypeAlias = Callable[[Arguments], tuple[str, ...]]
+ResultTagger: TypeAlias = Callable[[object], tuple[str, ...]]
 
 # Control characters; and lone surrogates, which no Redis key can hold.
 _UNUSABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -244,7 +247,7 @@ def compile_tags(
     """
     if callable(tags):
         ask = tags
-        return lambda arguments: _checked(_asked(ask, arguments))
+        return lambda arguments: _checked(_asked(ask, **arguments))
     if isinstance(tags, str):
         raise _refused(tags, f"a list of templates: [{tags!r}]")
     known = tuple(names)
@@ -296,9 +299,25 @@ class _Together:
         return tuple(sorted({*tags}))
 
 
-def _asked(ask: Callable[..., Iterable[str]], arguments: Arguments) -> list[str]:
+def compile_result_tags(tags_from: Callable[[Any], Iterable[str]]) -> ResultTagger:
+    """What gives an entry's tags from its result: sorted, each once, each checked, escaped.
+
+    Returns:
+        A function that raises `TagError`, and no other exception, if this result does not give usable tags.
+    """
+
+    def find(result: object) -> tuple[str, ...]:
+        tags = _checked(_asked(tags_from, result))
+        if len(tags) > MAX_RESULT_TAGS:
+            raise TagError(tags[0], f"it is one of {len(tags)} that a result gives, more than {MAX_RESULT_TAGS}")
+        return escape_tags(tags)
+
+    return find
+
+
+def _asked(ask: Callable[..., Iterable[str]], /, *args: object, **kwargs: object) -> list[str]:
     try:
-        tags = ask(**arguments)
+        tags = ask(*args, **kwargs)
         found = list(tags)
     except Exception as error:
         raise TagError(getattr(ask, "__qualname__", repr(ask)), f"no tags came of it: {error!r}") from error

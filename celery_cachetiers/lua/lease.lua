@@ -1,11 +1,12 @@
 -- Looks again for an entry, then takes the lease or registers the caller to be woken.
 --
--- KEYS  1 entry   2 lease   3 waiters   4 what leaders left   5.. versions of the tags, in the stamp's order
+-- KEYS  1 entry   2 lease   3 waiters   4 what leaders left   5.. versions of the tags, in the stamp's order; for a task
+--       whose results give tags then the invalidation log, and the versions of those that an entry is thought to have
 -- ARGV  1 token of this attempt
 --       2 lease TTL, ms
 --       3 least TTL of the versions, ms
 --       4 fresh nonces, 8 bytes per tag, for the tags that have no version
---       5 tag block that a valid entry names
+--       5 tag block that a valid entry names, tags of its result included
 --       6 now, epoch seconds; '' = do not look for an entry
 --       7 sha1 (hex) of an entry that the caller found unusable, or ''
 --       8 task id to which the lease may have been handed, or ''
@@ -13,24 +14,38 @@
 --      10 inbox of the caller, '' = it will not wait
 --      11 state of the lease taken: 'c' computing, 'h' handed to the task id in ARGV 1; 'w' = watch, take none
 --      12 token of the leader that the caller has waited for, or ''
+--      for a task whose results give tags:
+--      13 number of tags without those   14 fresh epoch for the log   15 tag block without those
 -- Returns {1, entry}                          a fresh entry
---         {2, stamp, stale entry or ''}       the caller leads, under this stamp
+--         {2, stamp, stale entry or '', epoch, count}
+--                                             the caller leads, under this stamp; with 13, where the log stands
 --         {3, holder's token, ms left, stale entry or ''}
 --         {4}                                 nobody leads, and the caller only watches
 --         {5, 'v' value or 'e' error, body}   what the leader that was waited for left
+--         {6, tag block}                      an entry that may answer, but names other tags than were compared
 -- Atomic: the look, the lease and the registration, so that no wake-up between them can be lost.
 -- Lease: state (1 byte), length of the token (u16), token, stamp. A token is 'task id:nonce'; of a lease that was handed
 -- over it is the task id alone.
 
-local tags = #KEYS - 4
+local tags = ARGV[13] and tonumber(ARGV[13]) or #KEYS - 4
 local nonces, missing = {}, false
 if tags > 0 then
-  nonces = redis.call('MGET', unpack(KEYS, 5))
+  nonces = redis.call('MGET', unpack(KEYS, 5, 4 + tags))
   for i = 1, tags do
     if not nonces[i] then missing = true end
   end
 end
 local stamp = missing and '' or table.concat(nonces)
+
+-- What an entry is compared with: the stamp, and the versions of the tags that its result is thought to have given it.
+local compared, all_there, log = stamp, not missing, {}
+if ARGV[13] then
+  log = redis.call('HMGET', KEYS[5 + tags], '@epoch', '@count')
+  local more = #KEYS > 5 + tags and redis.call('MGET', unpack(KEYS, 6 + tags)) or {}
+  for i = 1, #KEYS - 5 - tags do
+    if more[i] then compared = compared .. more[i] else all_there = false end
+  end
+end
 
 local lease = redis.call('GET', KEYS[2])
 local holder, lease_stamp, handed = false, '', false
@@ -42,18 +57,24 @@ if lease then
 end
 
 -- An entry is valid if its stamp is current and it names the tags that were compared (entry.py has the layout). Who
--- claims a lease that was handed over is to compute even so.
+-- claims a lease that was handed over is to compute even so. One that names other tags of its result can only be judged
+-- by somebody who asks for these, but only if the stamp of the others is current.
 local stale = ''
 if not missing and ARGV[6] ~= '' and not handed then
   local entry = redis.call('GET', KEYS[1])
-  if entry and #entry >= 46 + #stamp and string.sub(entry, 1, 3) == 'ct\1'
-      and string.sub(entry, #entry - #stamp + 1) == stamp then
-    local _, fresh_until, expires_at, _, count, block = struct.unpack('<ddddHI4', entry, 5)
-    local now = tonumber(ARGV[6])
-    if count == tags and block == #ARGV[5] and string.sub(entry, 47, 46 + block) == ARGV[5]
-        and not (ARGV[7] ~= '' and redis.sha1hex(entry) == ARGV[7]) then
-      if now < fresh_until then return {1, entry} end
-      if now < expires_at then stale = entry end
+  if entry and #entry >= 46 + #stamp and string.sub(entry, 1, 3) == 'ct\1' then
+    local _, fresh_until, expires_at, _, count, length = struct.unpack('<ddddHI4', entry, 5)
+    local now, block = tonumber(ARGV[6]), string.sub(entry, 47, 46 + length)
+    local there = string.sub(entry, #entry - 8 * count + 1)
+    local usable = now < expires_at and not (ARGV[7] ~= '' and redis.sha1hex(entry) == ARGV[7])
+    if block == ARGV[5] then
+      if usable and all_there and there == compared then
+        if now < fresh_until then return {1, entry} end
+        stale = entry
+      end
+    elseif usable and ARGV[13] and count >= tags and string.sub(there, 1, #stamp) == stamp
+        and string.sub(block, 1, #ARGV[15] - 1) == string.sub(ARGV[15], 1, -2) then
+      return {6, block}
     end
   end
 end
@@ -65,7 +86,8 @@ local function is_by(author, token)
   return author == token or (task and (task == token or task == task_of(token)))
 end
 
--- What was left under an outdated stamp is nobody's: the caller may have come after the invalidation.
+-- What was left under an outdated stamp is nobody's: the caller may have come after the invalidation. Which tags a result
+-- would have given is unknown here: with any invalidation, what it left is nobody's either.
 local left = redis.call('GET', KEYS[4])
 local author = ''
 if left then
@@ -74,7 +96,7 @@ if left then
   local stamp_length = struct.unpack('<H', left, 4 + length)
   local at = 6 + length
   if ARGV[12] ~= '' and not handed and not missing and is_by(author, ARGV[12])
-      and string.sub(left, at, at + stamp_length - 1) == stamp then
+      and string.sub(left, at, at + stamp_length - 1) == stamp .. (log[1] or '') .. (log[2] or '') then
     return {5, string.sub(left, 1, 1), string.sub(left, at + stamp_length)}
   end
 end
@@ -105,6 +127,15 @@ end
 -- Who waits for this attempt from now on is not to have what an earlier one of its task id left.
 if left and is_by(author, ARGV[1]) then redis.call('DEL', KEYS[4]) end
 
+if ARGV[13] then
+  local name = KEYS[5 + tags]
+  if not log[1] then
+    log = {ARGV[14], '0'}
+    redis.call('HSET', name, '@epoch', log[1], '@count', log[2])
+  end
+  if redis.call('PTTL', name) < tonumber(ARGV[3]) then redis.call('PEXPIRE', name, ARGV[3]) end
+end
+
 stamp = table.concat(nonces)
 redis.call('SET', KEYS[2], ARGV[11] .. struct.pack('<H', #ARGV[1]) .. ARGV[1] .. stamp, 'PX', ARGV[2])
-return {2, stamp, stale}
+return {2, stamp, stale, log[1], log[2]}

@@ -1,6 +1,6 @@
 -- Prolongs a lease, its waiters and the versions it was taken under.
 --
--- KEYS  1 lease   2 waiters   3.. versions of the tags
+-- KEYS  1 lease   2 waiters   3.. versions of the tags; for a task whose results give tags also the invalidation log
 -- ARGV  1 token   2 lease TTL, ms   3 least TTL of the versions, ms
 -- Returns 1 prolonged, 0 the token does not hold it.
 -- Atomic: compare and prolong.

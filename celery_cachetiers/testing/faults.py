@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, TypeVar
 
 from celery_cachetiers.entry import RawEntry, Times
 from celery_cachetiers.errors import TierUnavailable
-from celery_cachetiers.ports import LeaseAnswer, LeaseRequest, Leave, Store
+from celery_cachetiers.ports import LeaseAnswer, LeaseRequest, Leave, ResultTags, Store
 
 T = TypeVar("T")
 
@@ -94,9 +95,9 @@ class FaultyStore:
         for gate in gates:
             gate.open()
 
-    def read(self, digest: str, tags: tuple[str, ...]) -> RawEntry | None:
+    def read(self, digest: str, tags: tuple[str, ...], guess: tuple[str, ...] | None = None) -> RawEntry | None:
         """As the store's, or a fault."""
-        return self._through("read", lambda: self._store.read(digest, tags))
+        return self._through("read", lambda: self._store.read(digest, tags, guess))
 
     def versions(self, tags: tuple[str, ...]) -> bytes | None:
         """As the store's, or a fault."""
@@ -110,9 +111,18 @@ class FaultyStore:
         """As the store's, or a fault."""
         return self._through("lease", lambda: self._store.lease(request))
 
-    def commit(self, request: LeaseRequest, body: bytes, hard_ttl: float, *, announce: bool = False) -> int:
+    def commit(
+        self,
+        request: LeaseRequest,
+        body: bytes,
+        hard_ttl: float,
+        *,
+        announce: bool = False,
+        result: ResultTags | None = None,
+    ) -> int:
         """As the store's, or a fault."""
-        return self._through("commit", lambda: self._store.commit(request, body, hard_ttl, announce=announce))
+        act = partial(self._store.commit, request, body, hard_ttl, announce=announce, result=result)
+        return self._through("commit", act)
 
     def release(self, digest: str, token: str, leave: Leave | None = None) -> bool:
         """As the store's, or a fault."""

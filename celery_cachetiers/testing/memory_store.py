@@ -9,11 +9,20 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Final, Generic, TypeVar
 
 from celery_cachetiers.clock import Clock
-from celery_cachetiers.entry import NONCE_BYTES, RawEntry, Times, stamp_matches, tag_block, unpack
+from celery_cachetiers.entry import (
+    NONCE_BYTES,
+    RawEntry,
+    Times,
+    result_tags,
+    stamp_matches,
+    tag_names,
+    unpack,
+    unpack_body,
+)
 from celery_cachetiers.errors import UnusableEntry
 from celery_cachetiers.ports import (
     NOT_HELD,
@@ -28,6 +37,8 @@ from celery_cachetiers.ports import (
     Leave,
     Left,
     Listener,
+    LogPosition,
+    ResultTags,
 )
 from celery_cachetiers.templates import key_tag
 
@@ -88,6 +99,20 @@ class MemoryLeft:
 
 
 @dataclass(slots=True)
+class MemoryLog:
+    """Which tags were invalidated lately, and after how many invalidations."""
+
+    epoch: bytes
+    count: int = 0
+    last: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def position(self) -> LogPosition:
+        """Where it stands."""
+        return LogPosition(self.epoch, self.count)
+
+
+@dataclass(slots=True)
 class Shared:
     """What all processes see. Changed under the lock; `listeners` are called outside it."""
 
@@ -98,6 +123,7 @@ class Shared:
     versions: Expiring[bytes] = field(init=False)
     waiters: Expiring[frozenset[str]] = field(init=False)
     left: Expiring[MemoryLeft] = field(init=False)
+    log: Expiring[MemoryLog] = field(init=False)
     listeners: dict[str, Listener] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -107,9 +133,10 @@ class Shared:
         """Empty, as after FLUSHALL; whoever listens stays connected."""
         self.entries, self.leases = Expiring(self.clock), Expiring(self.clock)
         self.versions, self.waiters = Expiring(self.clock), Expiring(self.clock)
-        self.left = Expiring(self.clock)
+        self.left, self.log = Expiring(self.clock), Expiring(self.clock)
 
 
+LOG: Final = "log"
 Message = Callable[[], None]
 
 
@@ -141,11 +168,11 @@ class MemoryStore:
         with self.shared.lock:
             self.shared.listeners.pop(self.inbox, None)
 
-    def read(self, digest: str, tags: tuple[str, ...]) -> RawEntry | None:
+    def read(self, digest: str, tags: tuple[str, ...], guess: tuple[str, ...] | None = None) -> RawEntry | None:
         """The entry under a key if its stamp is current, else ``None``."""
         with self.shared.lock:
             data = self.shared.entries.get(digest)
-            return self._valid(data, tags) if data is not None else None
+            return self._valid(data, tags, more=guess is not None) if data is not None else None
 
     def versions(self, tags: tuple[str, ...]) -> bytes | None:
         """The current stamp of some tags, ``None`` if one has no version."""
@@ -169,23 +196,32 @@ class MemoryStore:
                 return Found(entry)
             left = None if handed else self.shared.left.get(request.digest)
             waited = left is not None and request.waits_for and _is_by(left.token, request.waits_for)
-            if left is not None and waited and left.stamp == stamp:
-                return Left(unpack(left.leave.body + bytes(NONCE_BYTES * len(request.tags))), left.leave.failed)
+            if left is not None and waited and left.stamp == stamp and left.leave.since == self._log_stands(request):
+                return Left(unpack_body(left.leave.body), left.leave.failed)
             if lease is not None and lease.stamp == stamp and not self._may_have(request, lease, handed):
                 return self._held(request, lease, entry)
             return Free() if request.watch else self._take(request, entry)
 
-    def commit(self, request: LeaseRequest, body: bytes, hard_ttl: float, *, announce: bool = False) -> int:
+    def commit(
+        self,
+        request: LeaseRequest,
+        body: bytes,
+        hard_ttl: float,
+        *,
+        announce: bool = False,
+        result: ResultTags | None = None,
+    ) -> int:
         """Stores under the lease, frees it and wakes the waiters."""
         digest, shared = request.digest, self.shared
         with shared.lock:
             lease = shared.leases.get(digest)
             if lease is None or lease.token != request.token:
                 return NOT_HELD
-            current = self.versions(request.tags) == lease.stamp
+            current = self.versions(request.tags) == lease.stamp and self._untouched(result)
             if current:
-                shared.entries.set(digest, body + lease.stamp, hard_ttl)
-                self._keep_versions(request)
+                more = result.names if result is not None else ()
+                stamp = self._stamp(replace(request, tags=request.tags + more))
+                shared.entries.set(digest, body + stamp, hard_ttl)
             messages = self._free(digest)
         if current and announce:
             messages += self._announcement([key_tag(digest)])
@@ -245,8 +281,13 @@ class MemoryStore:
     def invalidate(self, tags: Sequence[str]) -> None:
         """Makes everything under the tags a miss, and announces it."""
         with self.shared.lock:
+            log = self.shared.log.get(LOG)
+            if log is not None:
+                log.count += 1
             for tag in tags:
                 self.shared.versions.drop(tag)
+                if log is not None:
+                    log.last[tag] = log.count
         _deliver(self._announcement(tags))
 
     def reachable(self) -> bool:
@@ -266,20 +307,22 @@ class MemoryStore:
 
     # -- under the lock ---------------------------------------------------------------------------------------------
 
-    def _valid(self, data: bytes, tags: tuple[str, ...]) -> RawEntry | None:
+    def _valid(self, data: bytes, tags: tuple[str, ...], *, more: bool) -> RawEntry | None:
+        """The entry, if its stamp is current; ``more``: it may name more tags than these."""
         try:
             raw = unpack(data)
+            found = result_tags(raw.header.tag_block, tags)
+            nonces = [self.shared.versions.get(tag) for tag in tag_names(raw.header)]
         except UnusableEntry:
             return None
-        nonces = [self.shared.versions.get(tag) for tag in tags]
-        return raw if raw.header.tag_block == tag_block(tags) and stamp_matches(raw, nonces) else None
+        return raw if found is not None and (more or not found) and stamp_matches(raw, nonces) else None
 
     def _entry_for(self, request: LeaseRequest) -> RawEntry | None:
         """The entry that may answer the request, fresh or stale."""
         data = self.shared.entries.get(request.digest)
         if data is None or request.now is None or data == request.rejected:
             return None
-        raw = self._valid(data, request.tags)
+        raw = self._valid(data, request.tags, more=request.guess is not None)
         return raw if raw is not None and request.now < raw.header.times.expires_at else None
 
     @staticmethod
@@ -300,7 +343,23 @@ class MemoryStore:
         if left is not None and _is_by(left.token, lease.token):
             self.shared.left.drop(request.digest)
         self.shared.leases.set(request.digest, lease, request.lease_ttl)
-        return Leading(stamp, stale)
+        if request.guess is not None and self.shared.log.get(LOG) is None:
+            self.shared.log.set(LOG, MemoryLog(os.urandom(NONCE_BYTES)), request.keep_for)
+        self._keep_versions(request)
+        return Leading(stamp, stale, self._log_stands(request))
+
+    def _log_stands(self, request: LeaseRequest) -> LogPosition | None:
+        log = self.shared.log.get(LOG)
+        return log.position if log is not None and request.guess is not None else None
+
+    def _untouched(self, result: ResultTags | None) -> bool:
+        """Whether no tag of a result was invalidated since its compute began."""
+        if result is None:
+            return True
+        log = self.shared.log.get(LOG)
+        if log is None or log.epoch != result.since.epoch:
+            return False
+        return all(log.last.get(name, 0) <= result.since.count for name in result.names)
 
     def _stamp(self, request: LeaseRequest) -> bytes:
         """The tags' versions, new ones for those that have none."""
@@ -317,6 +376,8 @@ class MemoryStore:
     def _keep_versions(self, request: LeaseRequest) -> None:
         for tag in request.tags:
             self.shared.versions.keep(tag, request.keep_for, at_least=True)
+        if request.guess is not None:
+            self.shared.log.keep(LOG, request.keep_for, at_least=True)
 
     def _free(self, digest: str) -> list[Message]:
         """Frees the lease; returns the wake-ups, to be delivered outside the lock."""

@@ -12,7 +12,7 @@ from celery_cachetiers.attempt import Terms
 from celery_cachetiers.backplane.ears import Ears
 from celery_cachetiers.backplane.waiters import Waiters
 from celery_cachetiers.cache import TieredCache
-from celery_cachetiers.call import Call, Memo, Unshared
+from celery_cachetiers.call import Call, Memo, ResultTagging, Unshared
 from celery_cachetiers.codec import Codec
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.events import Event, Events
@@ -20,11 +20,12 @@ from celery_cachetiers.metrics.tally import Counters, Tally
 from celery_cachetiers.parts import Parts
 from celery_cachetiers.policy import Policy
 from celery_cachetiers.ports import Failures, LeaseRequest, Store
-from celery_cachetiers.templates import escape_tag, namespace_tag, task_tag
+from celery_cachetiers.templates import compile_result_tags, escape_tag, namespace_tag, task_tag
 from celery_cachetiers.testing.clock import FakeClock
 from celery_cachetiers.testing.faults import FaultyStore
 from celery_cachetiers.testing.memory_store import MemoryBackplane, MemoryStore
 from celery_cachetiers.tiers.memory import MemoryTier
+from celery_cachetiers.tiers.seen_tags import SeenTags
 
 
 class ManualKeeper:
@@ -84,7 +85,7 @@ class InMemoryProcess:
         failures: What the bodies' exceptions mean; by default none is shared, and none is a retry.
 
     Attributes:
-        clock, l1, wake_ups, cache, counters: The parts, ready to look at.
+        clock, l1, wake_ups, seen_tags, cache, counters: The parts, ready to look at.
         memory: What is stored, without faults.
         store: The same as the engine sees it: break it here.
         backplane: Cut it here.
@@ -111,6 +112,7 @@ class InMemoryProcess:
         self.backplane = MemoryBackplane(self.memory, Ears(self.l1, self.wake_ups, events))
         self.keeper = ManualKeeper(self.store)
         self._failures: Failures = Unshared() if failures is None else failures
+        self.seen_tags = SeenTags()
         self.counters, self.events = Counters(), list[tuple[Event, dict[str, object]]]()
         events.subscribe(self.counters)
         events.subscribe(lambda event, task, details: self.events.append((event, details)))
@@ -138,7 +140,11 @@ class InMemoryProcess:
             options: Task options such as ``ttl=300.0``, already checked.
         """
         codec = codec or Codec("json", ["json"])
-        memo = Memo(task, Policy(**options), codec, self.counters.of(task), self._failures)
+        policy = Policy(**options)
+        tagging = None
+        if policy.tags_from is not None:
+            tagging = ResultTagging(compile_result_tags(policy.tags_from), self.seen_tags)
+        memo = Memo(task, policy, codec, self.counters.of(task), self._failures, tagging=tagging)
         names = (namespace_tag(), task_tag(task), *map(escape_tag, sorted(tags)))
         digest = blake2b(f"{task}:{key}".encode(), digest_size=16).hexdigest()
         return Call(memo, digest, lambda: names)

@@ -54,6 +54,10 @@ class Layout:
         head = f"{self.namespace}:{{{bucket}}}:t:"
         return [f"{head}{tag}:{run_id}" if tag == _NAMESPACE else head + tag for tag in tags]
 
+    def log(self, bucket: int) -> str:
+        """Which tags were invalidated lately, for those whose results give tags."""
+        return f"{self.namespace}:{{{bucket}}}:inv"
+
     @property
     def announcements(self) -> str:
         """The channel of invalidations."""

@@ -145,7 +145,7 @@ class MemoryTier:
             return False
         slots = _slots_of(names)
         now = self._monotonic()
-        resident = Resident(kept[0], kept[1] + OVERHEAD, now + ttl, mark.sequence, slots, stamp, times)
+        resident = Resident(kept[0], kept[1] + OVERHEAD, now + ttl, mark.sequence, slots, stamp, times, names)
         with self._lock:
             if now >= self.trusted_until or mark.generation != self._generation:
                 return False

@@ -13,9 +13,32 @@ from dataclasses import replace
 from typing import Any
 
 from celery_cachetiers.client import Argument, Build, Command, RedisClient, Script
-from celery_cachetiers.entry import TIMES_AT, RawEntry, Times, pack_times, stamp_matches, tag_block, unpack
-from celery_cachetiers.errors import TierUnavailable
-from celery_cachetiers.ports import NO_ROOM, Found, Free, Held, Leading, LeaseAnswer, LeaseRequest, Leave, Left
+from celery_cachetiers.entry import (
+    TIMES_AT,
+    RawEntry,
+    Times,
+    pack_times,
+    result_tags,
+    stamp_begins,
+    stamp_matches,
+    tag_block,
+    unpack,
+    unpack_body,
+)
+from celery_cachetiers.errors import TierUnavailable, UnusableEntry
+from celery_cachetiers.ports import (
+    NO_ROOM,
+    Found,
+    Free,
+    Held,
+    Leading,
+    LeaseAnswer,
+    LeaseRequest,
+    Leave,
+    Left,
+    LogPosition,
+    ResultTags,
+)
 from celery_cachetiers.templates import key_tag
 from celery_cachetiers.tiers.layout import Layout
 
@@ -23,7 +46,13 @@ NONCE = 8
 """Bytes of a tag's version: random, so that a version that comes back never equals an older one."""
 
 _LEASE, _COMMIT, _RELEASE = Script("lease"), Script("commit"), Script("release")
-_RENEW, _PUT, _HAND_OVER = Script("renew"), Script("put"), Script("hand_over")
+_RENEW, _PUT, _HAND_OVER, _INVALIDATE = Script("renew"), Script("put"), Script("hand_over"), Script("invalidate")
+
+LOG_LENGTH = 10_000
+"""Tags that the invalidation log of a bucket holds at most."""
+_AT_ONCE = 1000
+_GUESSES = 4
+"""An entry that has other tags of its result each time somebody looks is taken as a miss after so many looks."""
 
 
 def announcement(sender: str, names: Sequence[str]) -> str:
@@ -50,10 +79,19 @@ class RedisStore:
     ) -> None:
         self._client, self._layout, self._inbox, self._unusable = client, layout, inbox, unusable
 
-    def read(self, digest: str, tags: tuple[str, ...]) -> RawEntry | None:
-        names = self._layout.entry_and_versions
-        answer = self._client.call(lambda run_id: ("MGET", *names(digest, tags, run_id)))
-        return self._valid(answer[0], tags, answer[1:])
+    def read(self, digest: str, tags: tuple[str, ...], guess: tuple[str, ...] | None = None) -> RawEntry | None:
+        raw, nonces = self._read(digest, tags + (guess or ()))
+        if guess is None or raw is None:
+            return self._valid(raw, tags, nonces)
+        for _ in range(_GUESSES):
+            if raw is None or raw.header.tag_block == tag_block(tags + guess):
+                break
+            more = self._result_tags(raw.header.tag_block, tags)
+            if more is None or not stamp_begins(raw, nonces[: len(tags)]):
+                return None
+            guess = more
+            raw, nonces = self._read(digest, tags + guess)
+        return self._valid(raw, tags + guess, nonces)
 
     def versions(self, tags: tuple[str, ...]) -> bytes | None:
         nonces = self._client.call(lambda run_id: ("MGET", *self._versions("0" * 32, tags, run_id)))
@@ -72,6 +110,9 @@ class RedisStore:
         return None not in nonces and b"".join(nonces) == stamp and there == pack_times(times)
 
     def lease(self, request: LeaseRequest) -> LeaseAnswer:
+        return self._lease(request, _GUESSES)
+
+    def _lease(self, request: LeaseRequest, guesses: int) -> LeaseAnswer:
         digest = request.digest
         args: list[Argument] = [
             request.hand_to or request.token,
@@ -87,19 +128,34 @@ class RedisStore:
             "w" if request.watch else "h" if request.hand_to else "c",
             request.waits_for,
         ]
-        answer = self._client.run(_LEASE, self._script(_LEASE, digest, request.tags, args, left=True))
-        if answer[0] == 1:
-            return self._found(answer[1], request)
-        if answer[0] == 4:
-            return Free()
-        if answer[0] == 5:
-            return self._left(answer[1] == b"e", answer[2], request)
-        stale = self._unpacked(answer[-1]) if answer[-1] else None
-        if answer[0] == 2:
-            return Leading(answer[1], stale)
-        return Held(answer[1].decode(errors="replace"), max(answer[2], 0) / 1000, stale)
+        guess = request.guess
+        if guess is not None:
+            args[4] = tag_block(request.tags + guess)
+            args += [len(request.tags), os.urandom(NONCE).hex(), tag_block(request.tags)]
+        answer = self._client.run(_LEASE, self._script(_LEASE, digest, request.tags, args, left=True, more=guess))
+        match answer[0]:
+            case 1:
+                return self._found(answer[1], request)
+            case 2:
+                since = LogPosition(answer[3], int(answer[4])) if guess is not None else None
+                return Leading(answer[1], self._stale(answer[2]), since)
+            case 4:
+                return Free()
+            case 5:
+                return self._left(answer[1] == b"e", answer[2], request)
+            case 6:
+                return self._lease_again(answer[1], request, guesses)
+        return Held(answer[1].decode(errors="replace"), max(answer[2], 0) / 1000, self._stale(answer[3]))
 
-    def commit(self, request: LeaseRequest, body: bytes, hard_ttl: float, *, announce: bool = False) -> int:
+    def commit(
+        self,
+        request: LeaseRequest,
+        body: bytes,
+        hard_ttl: float,
+        *,
+        announce: bool = False,
+        result: ResultTags | None = None,
+    ) -> int:
         digest = request.digest
         args: list[Argument] = [
             request.token,
@@ -111,12 +167,20 @@ class RedisStore:
             self._layout.announcements if announce else "",
             announcement(self._inbox(), [key_tag(digest)]) if announce else "",
         ]
-        return int(self._client.run(_COMMIT, self._script(_COMMIT, digest, request.tags, args)))
+        names = None
+        if result is not None:
+            names, since = result.names, result.since
+            args += [len(request.tags), since.epoch, since.count, os.urandom(NONCE * len(names)), *names]
+        return int(self._client.run(_COMMIT, self._script(_COMMIT, digest, request.tags, args, more=names)))
 
     def release(self, digest: str, token: str, leave: Leave | None = None) -> bool:
         keys = (self._layout.lease(digest), self._layout.waiters(digest), self._layout.left(digest))
         args: list[Argument] = [token, self._layout.inboxes, digest]
-        args += [""] * 3 if leave is None else ["e" if leave.failed else "v", leave.body, _ms(leave.seconds)]
+        if leave is None:
+            args += [""] * 4
+        else:
+            since = b"" if leave.since is None else b"%b%d" % (leave.since.epoch, leave.since.count)
+            args += ["e" if leave.failed else "v", leave.body, _ms(leave.seconds), since]
         command = _RELEASE.command(keys, args)
         return bool(self._client.run(_RELEASE, lambda _: command))
 
@@ -131,7 +195,9 @@ class RedisStore:
 
         def build(run_id: str) -> Sequence[Argument]:
             versions = self._versions(digest, request.tags, run_id)
-            keys = (self._layout.lease(digest), self._layout.waiters(digest), *versions)
+            keys = [self._layout.lease(digest), self._layout.waiters(digest), *versions]
+            if request.guess is not None:
+                keys.append(self._layout.log(self._layout.bucket(digest)))
             return _RENEW.command(keys, args)
 
         return bool(self._client.run(_RENEW, build))
@@ -145,16 +211,25 @@ class RedisStore:
         self._replace(digest, (), b"", 0.0, 0.0, b"")
 
     def invalidate(self, tags: Sequence[str]) -> None:
-        """Asks every bucket to forget the versions, then announces it; the breaker is not asked."""
+        """Asks every bucket to forget the versions, then announces it; the breaker is not asked.
 
-        def unlink(bucket: int) -> Build:
-            return lambda run_id: ("UNLINK", *self._layout.versions(bucket, tags, run_id))
+        The script travels as text: in a pipeline nobody could send it again to a server that does not know it.
+        """
+
+        def forget(bucket: int, names: Sequence[str]) -> Build:
+            def build(run_id: str) -> Command:
+                keys = (self._layout.log(bucket), *self._layout.versions(bucket, names, run_id))
+                return ("EVAL", _INVALIDATE.source, len(keys), *keys, LOG_LENGTH, *names)
+
+            return build
 
         def publish(_: str) -> Command:
             return ("PUBLISH", self._layout.announcements, message)
 
         message = announcement(self._inbox(), tags)
-        self._client.pipeline([*map(unlink, range(self._layout.buckets)), publish], must_try=True)
+        parts = [tags[at : at + _AT_ONCE] for at in range(0, len(tags), _AT_ONCE)]
+        forgetting = [forget(bucket, names) for bucket in range(self._layout.buckets) for names in parts]
+        self._client.pipeline([*forgetting, publish], must_try=True)
 
     def reachable(self) -> bool:
         return self._client.breaker.closed
@@ -183,9 +258,17 @@ class RedisStore:
         args: Sequence[Argument],
         *,
         left: bool = False,
+        more: tuple[str, ...] | None = None,
     ) -> Build:
+        """The command; ``more`` adds the log, and the versions of tags that results give."""
         own = (*self._own(digest), self._layout.left(digest)) if left else self._own(digest)
-        return lambda run_id: script.command((*own, *self._versions(digest, tags, run_id)), args)
+        if more is None:
+            return lambda run_id: script.command((*own, *self._versions(digest, tags, run_id)), args)
+        log = self._layout.log(self._layout.bucket(digest))
+        versions = self._versions
+        return lambda run_id: script.command(
+            (*own, *versions(digest, tags, run_id), log, *versions(digest, more, run_id)), args
+        )
 
     def _own(self, digest: str) -> tuple[str, ...]:
         return self._layout.entry(digest), self._layout.lease(digest), self._layout.waiters(digest)
@@ -193,8 +276,13 @@ class RedisStore:
     def _versions(self, digest: str, tags: tuple[str, ...], run_id: str) -> list[str]:
         return self._layout.versions(self._layout.bucket(digest), tags, run_id)
 
-    def _valid(self, data: bytes | None, tags: tuple[str, ...], nonces: Sequence[bytes | None]) -> RawEntry | None:
-        raw = self._unpacked(data) if data else None
+    def _read(self, digest: str, tags: tuple[str, ...]) -> tuple[RawEntry | None, Sequence[bytes | None]]:
+        names = self._layout.entry_and_versions
+        answer = self._client.call(lambda run_id: ("MGET", *names(digest, tags, run_id)))
+        return self._unpacked(answer[0]) if answer[0] else None, answer[1:]
+
+    @staticmethod
+    def _valid(raw: RawEntry | None, tags: tuple[str, ...], nonces: Sequence[bytes | None]) -> RawEntry | None:
         if raw is None or raw.header.tag_block != tag_block(tags) or not stamp_matches(raw, nonces):
             return None
         return raw
@@ -208,12 +296,29 @@ class RedisStore:
         return self.lease(replace(request, rejected=data))  # the script looks less closely than we do
 
     def _left(self, failed: bool, body: bytes, request: LeaseRequest) -> LeaseAnswer:
-        raw = self._unpacked(body + bytes(NONCE * len(request.tags)))
+        raw = self._unpacked(body, unpack_body)
         return Left(raw, failed) if raw is not None else self.lease(replace(request, waits_for=""))
 
-    def _unpacked(self, data: Any) -> RawEntry | None:
+    def _lease_again(self, block: bytes, request: LeaseRequest, guesses: int) -> LeaseAnswer:
+        """Asks again, for the tags that the entry names; does not look at entries any more once that was no use."""
+        more = self._result_tags(block, request.tags) if guesses else None
+        if more is None:
+            return self._lease(replace(request, now=None), 0)
+        return self._lease(replace(request, guess=more), guesses - 1)
+
+    def _result_tags(self, block: bytes, own: tuple[str, ...]) -> tuple[str, ...] | None:
         try:
-            return unpack(data)
+            return result_tags(block, own)
+        except UnusableEntry as error:
+            self._unusable(error.reason)
+            return None
+
+    def _stale(self, data: bytes) -> RawEntry | None:
+        return self._unpacked(data) if data else None
+
+    def _unpacked(self, data: Any, how: Callable[[bytes], RawEntry] = unpack) -> RawEntry | None:
+        try:
+            return how(data)
         except Exception as error:
             self._unusable(getattr(error, "reason", "malformed"))
             return None

@@ -8,10 +8,12 @@ import pytest
 import redis
 from redis.crc import key_slot
 
-from celery_cachetiers.ports import STORED, Found, Held, Leading
+from celery_cachetiers.ports import OUT_OF_DATE, STORED, Found, Held, Leading
+from celery_cachetiers.templates import MAX_RESULT_TAGS
 from celery_cachetiers.testing.conformance import StoreUnderTest
 from celery_cachetiers.testing.conformance.store import LEASE_TTL, TAGS, TTL, digest
 from celery_cachetiers.tiers.layout import Layout
+from celery_cachetiers.tiers.redis import LOG_LENGTH
 from tests.conformance.redis_process import RedisProcess
 from tests.servers import RedisServer
 
@@ -53,9 +55,13 @@ def test_every_key_has_a_ttl(rig: Rig) -> None:
     rig.store.put(rig.ask.request(digest()), rig.ask.body(), TTL)
     rig.store.fence(digest())
     rig.store.invalidate(["user:9"])
-
     kinds = {key.split(":")[2] for key in rig.names()}
     assert kinds == {"e", "l", "w", "t"}
+    rig.ask.store_with(digest(), ("row:1",))
+    rig.store.invalidate(["user:9"])
+
+    kinds = {key.split(":")[2] for key in rig.names()}
+    assert kinds == {"e", "l", "w", "t", "inv"}
     assert [key for key in rig.names() if rig.ttl(key) < 0] == []
 
 
@@ -206,6 +212,83 @@ def test_a_stranger_that_leaves_another_type_under_our_keys_is_a_fault_not_a_cra
     rig.client.lpush(rig.layout.entry(key), "x")
 
     assert rig.store.read(key, TAGS) is None
+
+
+def test_the_log_is_there_only_where_results_give_tags_and_holds_what_was_invalidated_since(rig: Rig) -> None:
+    log = rig.layout.log(0)
+    rig.ask.lead(digest())
+    rig.store.invalidate(["row:0"])
+    assert rig.client.exists(log) == 0
+    rig.ask.lead_with(digest())
+    rig.store.invalidate(["row:1", "row:2"])
+    rig.store.invalidate(["row:2", "grün"])
+
+    noted = {name.decode(): value for name, value in rig.client.hgetall(log).items()}  # type: ignore[union-attr]
+    assert {name: value for name, value in noted.items() if name != "@epoch"} == {
+        "@count": b"2", "row:1": b"1", "row:2": b"2", "grün": b"2",
+    }  # fmt: skip
+    assert len(noted["@epoch"]) == 16
+
+
+def test_a_log_that_is_too_long_starts_anew_and_refuses_who_computes_under_the_old_one(rig: Rig) -> None:
+    request, since = rig.ask.lead_with(digest())
+    rig.store.invalidate([f"row:{number}" for number in range(LOG_LENGTH)])
+    assert rig.client.hlen(rig.layout.log(0)) == LOG_LENGTH + 2
+    rig.store.invalidate(["one:more"])
+    assert rig.client.exists(rig.layout.log(0)) == 0
+    later, since_then = rig.ask.lead_with(digest())
+
+    assert rig.ask.commit_with(request, ("untouched",), since) == OUT_OF_DATE
+    assert rig.ask.commit_with(later, ("row:1",), since_then) == STORED
+    assert since_then.epoch != since.epoch
+
+
+@pytest.mark.parametrize("lost", ["deleted", "replaced"])
+def test_a_log_that_was_lost_refuses_who_computes_under_it(rig: Rig, lost: str) -> None:
+    request, since = rig.ask.lead_with(digest())
+    rig.client.delete(rig.layout.log(0))
+    if lost == "replaced":
+        rig.ask.lead_with(digest())
+
+    assert rig.ask.commit_with(request, ("row:1",), since) == OUT_OF_DATE
+
+
+def test_any_number_of_tags_is_invalidated_together(rig: Rig) -> None:
+    names = [f"row:{number}" for number in range(2500)]
+    keys = [digest() for _ in range(25)]
+    for number, key in enumerate(keys):
+        rig.ask.store(key, tags=(*TAGS, names[100 * number]))
+    rig.store.invalidate(names)
+
+    assert [rig.store.read(key, (*TAGS, names[100 * number])) for number, key in enumerate(keys)] == [None] * 25
+
+
+def test_an_entry_may_have_as_many_tags_of_its_result_as_are_allowed(rig: Rig) -> None:
+    names = tuple(sorted(f"row:{number}" for number in range(MAX_RESULT_TAGS)))
+    key = digest()
+    rig.ask.store_with(key, names)
+    assert rig.store.read(key, TAGS, ()) is not None
+    assert isinstance(rig.store.lease(rig.ask.request(key, guess=names)), Found)
+    rig.store.invalidate([names[-1]])
+
+    assert rig.store.read(key, TAGS, names) is None
+
+
+def test_on_a_full_server_an_invalidation_still_refuses_who_computes(
+    redis_factory: Callable[..., RedisServer], process: Start
+) -> None:
+    server = redis_factory()
+    here = process(server.url(), listening=False)
+    ask, key = StoreUnderTest(here.store, here.store), digest()
+    request, since = ask.lead_with(digest())
+    ask.store_with(key, ("row:1",))
+    with server.client() as client:
+        client.config_set("maxmemory", 1)
+        here.store.invalidate(["row:1"])
+        client.config_set("maxmemory", 0)
+
+    assert here.store.read(key, TAGS, ()) is None
+    assert ask.commit_with(request, ("row:1",), since) == OUT_OF_DATE
 
 
 def test_no_nonce_is_used_twice(rig: Rig) -> None:

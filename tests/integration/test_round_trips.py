@@ -81,6 +81,40 @@ def test_an_l2_hit_is_one_mget_whatever_the_number_of_tags(
     assert add.cache.info().l2_hits == 1
 
 
+@pytest.mark.parametrize("seam", ["call", "publish", "get"])
+def test_tags_of_the_result_cost_a_second_mget_where_the_process_has_forgotten_them(
+    app: Celery, redis_proxy: RedisProxy, seam: str
+) -> None:
+    rows = adder(
+        app, tags=["sum:{x}"], tags_from=lambda result: [f"row:{number}" for number in range(result)], l1=False
+    )
+    warm(app, redis_proxy)
+    assert rows(1, 2) == 3
+    value = {
+        "call": lambda: rows(1, 2),
+        "publish": lambda: rows.delay(1, 2).get(),
+        "get": lambda: rows.cache.get(1, 2),
+    }
+    redis_proxy.reset()
+    assert value[seam]() == 3
+    assert trips(redis_proxy) == [("MGET",)]
+    CacheTiers(app).seen_tags.reset_after_fork()  # as in any other process
+    redis_proxy.reset()
+
+    assert [value[seam]() for _ in range(3)] == [3] * 3
+    assert trips(redis_proxy) == [("MGET",)] * 4
+
+
+def test_a_miss_with_tags_of_the_result_is_three_round_trips(app: Celery, redis_proxy: RedisProxy) -> None:
+    rows = adder(app, tags_from=lambda result: [f"row:{number}" for number in range(result)])
+    warm(app, redis_proxy)
+    rows(1)
+    redis_proxy.reset()
+
+    assert rows(1, 2) == 3
+    assert trips(redis_proxy) == [("MGET",), ("EVALSHA",), ("EVALSHA",)]
+
+
 @pytest.mark.parametrize("tags", [0, 1, 5])
 def test_a_miss_with_its_commit_is_three_round_trips(app: Celery, redis_proxy: RedisProxy, tags: int) -> None:
     add = adder(app, tags=[f"tag{number}:{{x}}" for number in range(tags)])
@@ -154,8 +188,8 @@ def test_an_invalidation_is_one_round_trip(app: Celery, redis_proxy: RedisProxy,
 
     CacheTiers(app).invalidate_tags([f"sum:{x}" for x in range(number)])
 
-    assert redis_proxy.trips.count(("UNLINK", "PUBLISH")) == 1
-    assert trips(redis_proxy) == [("UNLINK", "PUBLISH")]
+    assert redis_proxy.trips.count(("EVAL", "PUBLISH")) == 1
+    assert trips(redis_proxy) == [("EVAL", "PUBLISH")]
     assert [add.cache.get(x) for x in range(number)] == [MISSING] * number
 
 
@@ -168,7 +202,7 @@ def test_clear_put_and_invalidate_are_one_round_trip_each(app: Celery, redis_pro
     add.cache.invalidate(1, 2)
     assert trips(redis_proxy) == [("EVALSHA",)] * 2
     CacheTiers(app).clear()
-    assert trips(redis_proxy) == [("EVALSHA",)] * 2 + [("UNLINK", "PUBLISH")]
+    assert trips(redis_proxy) == [("EVALSHA",)] * 2 + [("EVAL", "PUBLISH")]
 
 
 def test_a_failing_body_costs_the_release_instead_of_the_commit(app: Celery, redis_proxy: RedisProxy) -> None:

@@ -66,7 +66,7 @@ def test_a_bad_value_names_option_value_and_range(app: Celery, option: str, valu
 
 @pytest.mark.parametrize(
     "option",
-    ["tags_from", "invalidates", "invalidate_on_failure", "on_commit", "cache_errors", "error_ttl",
+    ["invalidates", "invalidate_on_failure", "on_commit", "cache_errors", "error_ttl",
      "fail_safe", "sink", "write"],
 )  # fmt: skip
 def test_an_option_that_is_not_built_yet_is_refused(app: Celery, option: str) -> None:

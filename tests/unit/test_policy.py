@@ -31,6 +31,7 @@ BAD_OPTIONS: dict[str, list[object]] = {
     "beta": [0, -1, True, "1", NAN, INF],
     "ttl_from": CALLABLES,
     "tags": ["user:1", b"user:1", 5, True, {"a": 1}, [1], [""], ["ok", None], None],
+    "tags_from": CALLABLES,
     "key": CALLABLES,
     "ignore": ["request_id", 5, True, [1], [""], {"a": 1}],
     "version": [1.5, True, None, b"1", ["1"]],

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from celery_cachetiers.entry import NONCE_BYTES, Header, RawEntry, Times, pack_body, tag_block
+from celery_cachetiers.entry import NONCE_BYTES, Header, RawEntry, Times, pack_body, tag_block, tag_names
 from celery_cachetiers.ports import (
     NOT_HELD,
     OUT_OF_DATE,
@@ -20,6 +20,8 @@ from celery_cachetiers.ports import (
     LeaseRequest,
     Leave,
     Left,
+    LogPosition,
+    ResultTags,
     Store,
 )
 from celery_cachetiers.templates import key_tag, namespace_tag, task_tag
@@ -80,6 +82,24 @@ class StoreUnderTest:
     def store(self, digest: str, payload: bytes = b'"value"', tags: tuple[str, ...] = TAGS, **how: Any) -> None:
         """Leads and commits."""
         assert self.commit(self.lead(digest, tags), payload, **how) == STORED
+
+    def lead_with(self, digest: str, **changes: Any) -> tuple[LeaseRequest, LogPosition]:
+        """Takes the lease for a task whose results give tags."""
+        request = self.request(digest, guess=(), **changes)
+        answer = self.ours.lease(request)
+        assert isinstance(answer, Leading), answer
+        assert answer.since is not None
+        return request, answer.since
+
+    def commit_with(self, request: LeaseRequest, names: tuple[str, ...], since: LogPosition, **how: Any) -> int:
+        """Commits a value whose result gave these tags."""
+        body = self.body(b'"value"', request.tags + names, **how)
+        return self.ours.commit(request, body, TTL, result=ResultTags(names, since))
+
+    def store_with(self, digest: str, names: tuple[str, ...], **how: Any) -> None:
+        """Leads and commits a value whose result gave these tags."""
+        request, since = self.lead_with(digest)
+        assert self.commit_with(request, names, since, **how) == STORED
 
 
 def digest() -> str:
@@ -792,6 +812,168 @@ class StoreConformance:
         assert store.they_hear.wait_announced(marker)
         assert key_tag(told) in store.they_hear.names
         assert not {key_tag(silent), key_tag(refused)} & set(store.they_hear.names)
+
+    # -- tags that results give -------------------------------------------------------------------------------------
+
+    def test_an_entry_with_result_tags_is_read_whatever_was_guessed(self, store: StoreUnderTest) -> None:
+        for names in (("row:1",), ("row:1", "row:2", "grün")):
+            key = digest()
+            store.store_with(key, names)
+            for guess in (names, (), ("row:2",), ("row:1", "row:2", "row:3"), names[::-1]):
+                raw = store.theirs.read(key, TAGS, guess)
+                assert raw is not None, guess
+                assert tag_names(raw.header) == TAGS + names
+
+    def test_a_task_without_result_tags_does_not_read_an_entry_that_has_some(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.store_with(key, ("row:1",))
+
+        assert store.theirs.read(key, TAGS) is None
+        assert isinstance(store.theirs.lease(store.request(key)), Leading)
+
+    def test_an_entry_without_result_tags_is_read_by_a_task_that_has_some(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.store(key)
+
+        assert store.theirs.read(key, TAGS, ()) is not None
+        assert store.theirs.read(key, TAGS, ("row:1",)) is not None
+        assert isinstance(store.theirs.lease(store.request(key, guess=("row:1",))), Found)
+
+    def test_an_entry_is_a_miss_once_any_tag_of_its_result_was_invalidated(self, store: StoreUnderTest) -> None:
+        for tag in ("row:1", "row:2", *TAGS):
+            key = digest()
+            store.store_with(key, ("row:1", "row:2"))
+            store.theirs.invalidate(["row:3"])
+            assert store.ours.read(key, TAGS, ()) is not None
+            store.theirs.invalidate([tag])
+
+            assert store.ours.read(key, TAGS, ("row:1", "row:2")) is None
+            assert store.ours.read(key, TAGS, ()) is None
+            assert isinstance(store.ours.lease(store.request(key, guess=())), Leading)
+
+    def test_a_result_tag_that_comes_back_never_revives_what_was_invalidated(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.store_with(key, ("row:1",))
+        store.theirs.invalidate(["row:1"])
+        store.store_with(digest(), ("row:1",))
+
+        assert store.ours.read(key, TAGS, ("row:1",)) is None
+
+    def test_two_entries_share_the_version_of_a_result_tag(self, store: StoreUnderTest) -> None:
+        keys = [digest(), digest()]
+        for key in keys:
+            store.store_with(key, ("row:shared",))
+        raws = [store.theirs.read(key, TAGS, ()) for key in keys]
+        assert None not in raws
+        assert len({raw.stamp for raw in raws if raw is not None}) == 1
+        store.ours.invalidate(["row:shared"])
+
+        assert [store.theirs.read(key, TAGS, ()) for key in keys] == [None, None]
+
+    def test_a_result_tag_that_was_invalidated_during_the_compute_refuses_the_commit(
+        self, store: StoreUnderTest
+    ) -> None:
+        for names in (("row:1",), ("row:0", "row:1")):
+            key = digest()
+            request, since = store.lead_with(key)
+            store.theirs.invalidate(["row:1"])
+            store.lead(digest(), ("row:1",))  # the tag has a version again: that is not what tells
+
+            assert store.commit_with(request, names, since) == OUT_OF_DATE
+            assert store.ours.read(key, TAGS, names) is None
+            assert isinstance(store.theirs.lease(store.request(key, guess=())), Leading)
+
+    def test_an_invalidation_of_other_tags_or_before_the_lease_refuses_nothing(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.lead_with(digest())
+        store.theirs.invalidate(["row:1"])
+        request, since = store.lead_with(key)
+        store.theirs.invalidate(["row:2"])
+
+        assert store.commit_with(request, ("row:1",), since) == STORED
+        assert store.theirs.read(key, TAGS, ()) is not None
+
+    def test_an_argument_tag_that_was_invalidated_refuses_a_commit_with_result_tags(
+        self, store: StoreUnderTest
+    ) -> None:
+        request, since = store.lead_with(digest())
+        store.theirs.invalidate(["user:1"])
+
+        assert store.commit_with(request, ("row:1",), since) == OUT_OF_DATE
+
+    def test_another_epoch_of_the_log_refuses_the_commit(self, store: StoreUnderTest) -> None:
+        request, since = store.lead_with(digest())
+
+        assert store.commit_with(request, ("row:1",), replace(since, epoch=b"0" * 16)) == OUT_OF_DATE
+
+    def test_a_fresh_entry_with_unknown_result_tags_answers_whoever_asks_for_the_lease(
+        self, store: StoreUnderTest
+    ) -> None:
+        key = digest()
+        store.store_with(key, ("row:1", "row:2"))
+        for guess in ((), ("row:1",), ("row:3", "row:4"), ("row:1", "row:2")):
+            answer = store.theirs.lease(store.request(key, guess=guess))
+            assert isinstance(answer, Found), guess
+            assert tag_names(answer.raw.header) == (*TAGS, "row:1", "row:2")
+
+    def test_a_stale_entry_with_result_tags_comes_with_the_lease(self, store: StoreUnderTest) -> None:
+        for guess in ((), ("row:1",)):
+            key = digest()
+            store.store_with(key, ("row:1",), fresh_for=0.0)
+            answer = store.ours.lease(store.request(key, guess=guess))
+            assert isinstance(answer, Leading)
+            assert payload_of(answer.stale) == b'"value"'
+            held = store.theirs.lease(store.request(key, guess=guess))
+            assert isinstance(held, Held)
+            assert payload_of(held.stale) == b'"value"'
+
+    def test_an_entry_with_result_tags_is_confirmed_until_one_of_them_is_invalidated(
+        self, store: StoreUnderTest
+    ) -> None:
+        key, names = digest(), ("row:1", "row:2")
+        store.store_with(key, names)
+        raw = store.ours.read(key, TAGS, names)
+        assert raw is not None
+        assert store.theirs.confirms(key, TAGS + names, raw.stamp, raw.header.times) is True
+        store.theirs.invalidate(["row:2"])
+
+        assert store.theirs.confirms(key, TAGS + names, raw.stamp, raw.header.times) is False
+
+    def test_what_is_left_by_a_task_with_result_tags_is_nobodys_after_any_invalidation(
+        self, store: StoreUnderTest
+    ) -> None:
+        for invalidated in (False, True):
+            key = digest()
+            request, since = store.lead_with(key)
+            if invalidated:
+                store.theirs.invalidate(["row:1"])
+            leave = Leave(store.body(b'"left"', (*TAGS, "row:1")), False, LEASE_TTL, since)
+            store.ours.release(key, request.token, leave)
+            answer = store.theirs.lease(store.request(key, guess=(), waits_for=request.token))
+
+            assert isinstance(answer, Leading if invalidated else Left)
+            if isinstance(answer, Left):
+                assert answer.raw.payload == b'"left"'
+                store.theirs.invalidate(["anything"])
+                again = store.theirs.lease(store.request(key, guess=(), waits_for=request.token))
+                assert isinstance(again, Leading)
+
+    def test_renewal_prolongs_the_log_so_that_a_long_compute_can_be_stored(self, store: StoreUnderTest) -> None:
+        key = digest()
+        request, since = store.lead_with(key, lease_ttl=0.6, keep_for=0.6)
+        for _ in range(3):
+            store.advance(0.3)
+            assert store.ours.renew(request) is True
+
+        assert store.commit_with(request, ("row:1",), since) == STORED
+
+    def test_put_stores_an_entry_with_result_tags(self, store: StoreUnderTest) -> None:
+        key, tags = digest(), (*TAGS, "row:1")
+        store.ours.put(store.request(key, tags, guess=()), store.body(b'"put"', tags), TTL)
+        assert payload_of(store.theirs.read(key, TAGS, ())) == b'"put"'
+        store.theirs.invalidate(["row:1"])
+
+        assert store.ours.read(key, TAGS, ()) is None
 
     # -- life -------------------------------------------------------------------------------------------------------
 
