@@ -189,11 +189,8 @@ class CacheTiers:
     def _after_fork(self) -> None:
         self._lock = threading.RLock()
         self.counters.reset_after_fork()
-<<<<<<< HEAD
         self.events.reset_after_fork()
-=======
         self.seen_tags.reset_after_fork()
->>>>>>> main
         if self._cache is not None:
             self._cache.reset_after_fork()
 
