@@ -14,6 +14,7 @@ from celery.local import Proxy
 
 from celery_cachetiers.backplane.ears import Ears
 from celery_cachetiers.backplane.redis import RedisBackplane
+from celery_cachetiers.backplane.tracking import Tracking
 from celery_cachetiers.backplane.waiters import Waiters
 from celery_cachetiers.breaker import Breaker
 from celery_cachetiers.cache import TieredCache
@@ -33,6 +34,7 @@ from celery_cachetiers.tiers.layout import Layout
 from celery_cachetiers.tiers.memory import MemoryTier
 from celery_cachetiers.tiers.redis import RedisStore
 from celery_cachetiers.tiers.seen_tags import SeenTags
+from celery_cachetiers.tiers.tracked import TrackedTier
 
 logger = logging.getLogger("celery_cachetiers")
 
@@ -158,7 +160,8 @@ class CacheTiers:
     def _build(self) -> TieredCache:
         settings = self.settings
         where = self._where()
-        l1 = MemoryTier(settings.l1_maxsize, settings.l1_max_bytes, self.clock, trusted=where is None)
+        kind = TrackedTier if settings.l1_tracking and where is not None else MemoryTier
+        l1 = kind(settings.l1_maxsize, settings.l1_max_bytes, self.clock, trusted=where is None)
         wake_ups = Waiters()
         if where is None:
             if not self.in_memory:
@@ -168,7 +171,9 @@ class CacheTiers:
         breaker = Breaker(settings.breaker_window, self.clock, self._breaker_changed)
         client = RedisClient(url, settings.timeout, breaker, **options)
         layout = Layout(settings.namespace)
-        backplane = RedisBackplane(client, layout, Ears(l1, wake_ups, self.events), self.clock)
+        ears = Ears(l1, wake_ups, self.events)
+        tracking = Tracking(client, layout, l1, ears, self.clock) if isinstance(l1, TrackedTier) else None
+        backplane = RedisBackplane(client, layout, ears, self.clock, tracking)
         store = RedisStore(client, layout, lambda: backplane.inbox, self._unusable)
         keeper = Keeper(store, self.clock, lambda lost: self.events.emit(Event.LEASE_LOST, key=lost.digest))
         return TieredCache(Parts(l1, wake_ups, self.clock, self.events, store, backplane, keeper))

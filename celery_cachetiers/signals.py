@@ -143,7 +143,12 @@ def _stored(signal: Signal, app: Celery, event: Event, task: str, details: dict[
 
 
 def _invalidated(signal: Signal, app: Celery, event: Event, task: str, details: dict[str, Any]) -> None:
-    """The library's own names, of keys, tasks and the namespace, are no tags of the user's."""
+    """The library's own names, of keys, tasks and the namespace, are no tags of the user's.
+
+    Nor has anybody invalidated a tag whose version Redis has lost.
+    """
+    if details.get("tracked"):
+        return
     for tag in map(user_tag, details["names"]):
         if tag is not None:
             signal.send(app, tag=tag, heard=event is Event.HEARD)

@@ -139,7 +139,7 @@ def test_a_hit_in_memory_is_heard_once_whichever_way_it_is_asked_for(app: Celery
         "cache.get": lambda: task.cache.get(2),
         "apply_async": lambda: task.delay(2).get(timeout=1),
         "strict": lambda: task(2),
-        "inside a body": lambda: outer(),
+        "inside a body": outer,
     }
 
     assert ask[seam]() == 4
