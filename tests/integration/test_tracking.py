@@ -19,6 +19,7 @@ from celery_cachetiers import MISSING, CachedTask, CacheTiers
 from celery_cachetiers.events import Event
 from celery_cachetiers.signals import tag_invalidated
 from tests.integration.apps.local import cached_app, closing, wait_listening
+from tests.integration.test_coherence import Neighbour
 from tests.processes import wait_until
 from tests.proxy import RedisProxy
 from tests.servers import FLAVOURS, RedisServer, RedisServers
@@ -142,6 +143,21 @@ def test_a_version_that_is_gone_ends_the_copies_under_its_tag_in_every_process(
 
     assert [in_l1(page, "a") for page in pages] == [MISSING, MISSING]
     assert [in_l1(page, "b") for page in pages] == ["page of b", "page of b"]
+
+
+def test_a_copy_in_a_process_that_does_nothing_goes_when_its_version_is_deleted_by_hand(
+    server: RedisServer, cli: redis.Redis, namespace: str
+) -> None:
+    neighbour = Neighbour(server.url(DATABASE), namespace, cachetiers_l1_tracking=True, cachetiers_l1_ttl=600)
+    try:
+        neighbour.do("listen")
+        neighbour.do("page", "a")
+        wait_until(lambda: neighbour.do("page", "a") and neighbour.do("in_l1", "a"), timeout=PATIENCE, message="L1")
+        cli.delete(version(namespace, "user:a"))
+
+        wait_until(lambda: neighbour.do("in_l1", "a") is None, timeout=PATIENCE, message="the end of the copy")
+    finally:
+        neighbour.close()
 
 
 @pytest.mark.parametrize("how", ["FLUSHALL", "FLUSHDB", "FLUSHALL ASYNC"])
