@@ -44,8 +44,8 @@ class Settings:
     l1_tracking: bool = _field(
         False,
         rules.BOOL,
-        "let Redis report flushes, evictions and deletions that nobody announces, so that L1 forgets at once; every "
-        "compute anywhere is reported to every process",
+        "let Redis report flushes, evictions and deletions that nobody announces, so that L1 forgets at once; each "
+        "process then gets a message for every new tag anywhere",
     )
     serializer: str | None = _field(
         None, rules.optional(rules.TEXT), "kombu serializer of values; by default the result serializer"

@@ -55,7 +55,9 @@ if outcome == 1 then
     redis.pcall('UNLINK', KEYS[1])
   else
     for i = 4, #KEYS do
-      if redis.call('PTTL', KEYS[i]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[i], math.floor(1.1 * ARGV[3])) end
+      if redis.call('PTTL', KEYS[i]) < tonumber(ARGV[3]) then
+        redis.call('PEXPIRE', KEYS[i], math.floor(1.1 * ARGV[3]))
+      end
     end
   end
 end

@@ -4,7 +4,7 @@
 --       whose results give tags then the invalidation log, and the versions of those that an entry is thought to have
 -- ARGV  1 token of this attempt
 --       2 lease TTL, ms
---       3 least TTL of the versions, ms (they get a tenth more, here and in the other scripts, so that most calls write none)
+--       3 least TTL of the versions, ms (each script gives a tenth more, so that most write none)
 --       4 fresh nonces, 8 bytes per tag, for the tags that have no version
 --       5 tag block that a valid entry names, tags of its result included
 --       6 now, epoch seconds; '' = do not look for an entry

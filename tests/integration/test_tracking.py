@@ -346,3 +346,20 @@ def test_where_tracking_is_not_permitted_that_is_said_once_and_the_rest_works(
     assert in_l1(page, "a") is MISSING
     assert in_l1(page, "b") == "page of b"
     assert caplog.text.count("cachetiers_l1_tracking has no effect here") == 1
+
+
+def test_the_rights_that_are_documented_are_enough(
+    start: Start, server: RedisServer, cli: redis.Redis, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    load = "+script" if server.flavour == "redis-6.2" else "+script|load"
+    commands = "mget get set del unlink pttl pexpire sadd smembers evalsha publish subscribe select info".split()
+    channels = ["resetchannels", f"&{namespace}:*", "&__redis__:invalidate"]
+    rights = [*(f"+{command}" for command in commands), load, "+client|id", "+client|tracking"]
+    cli.execute_command("ACL", "SETUSER", "cache", "on", ">secret", f"~{namespace}:*", *channels, "-@all", *rights)
+    app = start(url=server.url(DATABASE).replace("//", "//cache:secret@"))
+    page, told = pager(app), Told(app)
+    kept(page, "a")
+    cli.delete(version(namespace, "user:a"))
+    told.wait_name("user:a")
+
+    assert "cachetiers_l1_tracking" not in caplog.text
