@@ -117,12 +117,16 @@ class RedisClient:
 
     def run(self, script: Script, build: Build, *, must_try: bool = False) -> Any:
         """Runs a script, whose command `build` makes; loads it first where the server does not know it."""
+        return self.run_all(script, (build,), must_try=must_try)[0]
+
+    def run_all(self, script: Script, builds: Sequence[Build], *, must_try: bool = False) -> list[Any]:
+        """The same for several commands in one packet; all of them are sent again if the script had to be loaded."""
         try:
-            return self.call(build, must_try=must_try)
+            return self.pipeline(builds, must_try=must_try)
         except TierUnavailable as error:
             if not isinstance(error.__cause__, redis.exceptions.NoScriptError):
                 raise
-        return self.pipeline((lambda _: ("SCRIPT", "LOAD", script.source), build), must_try=must_try)[1]
+        return self.pipeline((lambda _: ("SCRIPT", "LOAD", script.source), *builds), must_try=must_try)[1:]
 
     def pipeline(self, builds: Sequence[Build], *, must_try: bool = False) -> list[Any]:
         """Sends commands in one packet and returns their answers. Raises as `call`, if any of them failed."""

@@ -119,12 +119,10 @@ class Follower:
         if isinstance(found, Shared):
             return self._share(attempt, found, asked)
         lease = found
-        if not attempt.terms.refresh:
-            self._events.emit(Event.MISS, call.memo.task, key=call.digest)
         try:
             if lease is None or self._store is None or self._parts.keeper is None:
                 try:
-                    value, landing = self._leader.alone(call, compute, mark)
+                    value, landing = self._leader.alone(call, compute, mark, attempt.terms)
                 finally:
                     self._give_back(attempt)
             else:

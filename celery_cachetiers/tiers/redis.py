@@ -211,15 +211,12 @@ class RedisStore:
         self._replace(digest, (), b"", 0.0, 0.0, b"")
 
     def invalidate(self, tags: Sequence[str]) -> None:
-        """Asks every bucket to forget the versions, then announces it; the breaker is not asked.
-
-        The script travels as text: in a pipeline nobody could send it again to a server that does not know it.
-        """
+        """Asks every bucket to forget the versions, then announces it; the breaker is not asked."""
 
         def forget(bucket: int, names: Sequence[str]) -> Build:
             def build(run_id: str) -> Command:
                 keys = (self._layout.log(bucket), *self._layout.versions(bucket, names, run_id))
-                return ("EVAL", _INVALIDATE.source, len(keys), *keys, LOG_LENGTH, *names)
+                return _INVALIDATE.command(keys, (LOG_LENGTH, *names))
 
             return build
 
@@ -229,7 +226,7 @@ class RedisStore:
         message = announcement(self._inbox(), tags)
         parts = [tags[at : at + _AT_ONCE] for at in range(0, len(tags), _AT_ONCE)]
         forgetting = [forget(bucket, names) for bucket in range(self._layout.buckets) for names in parts]
-        self._client.pipeline([*forgetting, publish], must_try=True)
+        self._client.run_all(_INVALIDATE, [*forgetting, publish], must_try=True)
 
     def reachable(self) -> bool:
         return self._client.breaker.closed

@@ -57,7 +57,7 @@ def test_every_key_has_a_ttl(rig: Rig) -> None:
     rig.store.invalidate(["user:9"])
     kinds = {key.split(":")[2] for key in rig.names()}
     assert kinds == {"e", "l", "w", "t"}
-    rig.ask.store_with(digest(), ("row:1",))
+    rig.ask.lead_with(digest())
     rig.store.invalidate(["user:9"])
 
     kinds = {key.split(":")[2] for key in rig.names()}
@@ -127,6 +127,26 @@ def test_a_long_lived_sibling_prolongs_the_versions(rig: Rig) -> None:
 
     for tag in TAGS:
         assert rig.ttl(rig.version_key(tag)) > 900, tag
+
+
+def test_a_long_lived_sibling_prolongs_the_versions_of_its_results_tags_and_the_log(rig: Rig) -> None:
+    brief, since = rig.ask.lead_with(digest(), keep_for=5.0)
+    rig.ask.commit_with(brief, ("row:1",), since)
+    assert rig.ttl(rig.version_key("row:1")) <= 5.0
+    rig.ask.store_with(digest(), ("row:1",))
+
+    assert rig.ttl(rig.version_key("row:1")) > TTL
+    assert rig.ttl(rig.layout.log(0)) > TTL
+
+
+def test_a_short_lived_sibling_shortens_neither_versions_of_its_results_tags_nor_the_log(rig: Rig) -> None:
+    rig.ask.store_with(digest(), ("row:1",))
+    brief, since = rig.ask.lead_with(digest(), keep_for=5.0)
+    rig.store.renew(brief)
+    rig.ask.commit_with(brief, ("row:1",), since)
+
+    assert rig.ttl(rig.version_key("row:1")) > TTL
+    assert rig.ttl(rig.layout.log(0)) > TTL
 
 
 def test_renewal_sets_the_lease_ttl_anew_and_keeps_the_waiters_longer(rig: Rig) -> None:

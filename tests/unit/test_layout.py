@@ -51,10 +51,11 @@ LAYERS = {
             "entry",
             "clock",
             "events",
+            "writes",
         ),
     ),
     "ports": Layer(
-        modules=("ports",),
+        modules=("ports", "journal_port"),
         below=("words",),
     ),
     "engine": Layer(

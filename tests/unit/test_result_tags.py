@@ -220,6 +220,56 @@ def test_a_value_that_is_not_to_be_kept_reaches_those_who_waited_but_not_after_a
         assert follower.result() == (second.value if invalidated else TOP)
 
 
+def test_a_failure_reaches_those_who_waited_but_not_after_an_invalidation() -> None:
+    for invalidated in (False, True):
+        here = InMemoryProcess(failures=Shareable())
+        there = InMemoryProcess(beside=here, failures=Shareable())
+        gate, second = Gate(), Body([])
+        leader = Thread(lambda: here.get(top(here), Body(gate=gate, error=LookupError("gone"))))  # noqa: B023
+        gate.wait_reached()
+        if invalidated:
+            here.cache.invalidate(["user:1"])  # whether the result would have named it, nobody knows
+        follower = Thread(lambda: there.get(top(there), second))  # noqa: B023
+        eventually(lambda: here.memory.shared.waiters.names() != [])  # noqa: B023
+        gate.open()
+        with pytest.raises(LookupError):
+            leader.result()
+
+        if invalidated:
+            assert follower.result() == []
+        else:
+            with pytest.raises(LookupError, match="gone"):
+                follower.result()
+
+
+class Shareable:
+    """Shares each exception by its text."""
+
+    def retry_in(self, error: BaseException) -> float | None:
+        return None
+
+    def dump(self, error: BaseException) -> object | None:
+        return str(error)
+
+    def load(self, dumped: object) -> BaseException:
+        return LookupError(dumped)
+
+
+def test_without_l2_configured_who_comes_after_an_invalidation_of_its_result_is_not_given_the_older_compute() -> None:
+    alone, gate, newer = InMemoryProcess(l1_only=True), Gate(), Body([])
+    leader = Thread(lambda: alone.get(top(alone), Body(TOP, gate=gate)))
+    gate.wait_reached()
+    alone.cache.invalidate(["user:1"])
+    alone.clock.advance(0.1)
+    late = Thread(lambda: alone.get(top(alone), newer))
+    eventually(lambda: flown(alone) == 1)
+    alone.clock.advance(0.1)
+    gate.open()
+
+    assert leader.result() == TOP
+    assert late.result() == []
+
+
 # -- the names ---------------------------------------------------------------------------------------------------------
 
 

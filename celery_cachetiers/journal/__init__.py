@@ -1,0 +1,1 @@
+"""Where write-behind writes wait for their sink."""

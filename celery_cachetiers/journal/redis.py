@@ -1,0 +1,161 @@
+"""The journal in Redis: a dirty set per sink, all of its keys in one slot, none with a TTL.
+
+Every change is one script (lua/journal_*.lua), so that a process which dies leaves nothing half done. It decides names
+and formats; what is claimed when, and what becomes of a failure, is the flusher's matter.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from celery_cachetiers.client import Argument, RedisClient, Script
+from celery_cachetiers.errors import TierUnavailable
+from celery_cachetiers.journal_port import Backlog, Buried, Record
+
+_WRITE, _SEQUENCE, _CLAIM = Script("journal_write"), Script("journal_sequence"), Script("journal_claim")
+_RENEW, _ACKNOWLEDGE, _GIVE_BACK = Script("journal_renew"), Script("journal_acknowledge"), Script("journal_give_back")
+_BURY, _EXHUME, _DROP = Script("journal_bury"), Script("journal_exhume"), Script("journal_drop")
+
+_SEQUENCE_BYTES: Final = 8
+_HEAD_LENGTH: Final = struct.Struct(">I")
+_AT_ONCE: Final = 500
+
+
+class RedisJournal:
+    """A `celery_cachetiers.journal_port.Journal` on one Redis server.
+
+    Concurrency: holds no state of its own; thread- and fork-safe as its client is. The breaker is never asked: a write
+    that is not tried goes to the sink directly, which is slower than the attempt.
+    """
+
+    def __init__(self, client: RedisClient, namespace: str) -> None:
+        self._client, self._namespace = client, namespace
+
+    def write(self, sink: str, writes: Sequence[tuple[str, bytes]], max_pending: int) -> list[int]:
+        keys = self._names(sink, "v", "d", "b", "s", "a")
+        sequences: list[int] = []
+        for at in range(0, len(writes), _AT_ONCE):
+            part = [each for write in writes[at : at + _AT_ONCE] for each in write]
+            sequences += self._run(_WRITE, keys, max_pending, *part)
+        return sequences
+
+    def sequence(self, sink: str) -> int:
+        return int(self._run(_SEQUENCE, self._names(sink, "s")))
+
+    def look(self, sink: str, key: str) -> Record | None:
+        [name] = self._names(sink, "v")
+        value = self._client.call(lambda _: ("HGET", name, key), must_try=True)
+        return None if value is None else _record(key, value)
+
+    def claim(self, sink: str, token: str, limit: int, seconds: float, key: str = "") -> list[Record]:
+        found = self._run(_CLAIM, self._names(sink, "v", "d", "c", "a"), token, limit, _us(seconds), key)
+        rows = zip(found[::3], found[1::3], found[2::3], strict=True)
+        return [_record(key.decode(), value, int(attempts)) for key, value, attempts in rows]
+
+    def renew(self, sink: str, token: str, keys: Sequence[str], seconds: float) -> int:
+        return int(self._run(_RENEW, self._names(sink, "d", "c"), token, _us(seconds), *keys))
+
+    def acknowledge(self, sink: str, token: str, taken: Sequence[tuple[str, int]]) -> int:
+        return int(self._run(_ACKNOWLEDGE, self._names(sink, "v", "d", "b", "c", "a"), token, *_pairs(taken)))
+
+    def give_back(
+        self, sink: str, token: str, untaken: Sequence[tuple[str, int]], delay: float, *, failed: bool
+    ) -> None:
+        names = self._names(sink, "v", "d", "c", "a")
+        self._run(_GIVE_BACK, names, token, _us(delay), "1" if failed else "", *_pairs(untaken))
+
+    def bury(self, sink: str, token: str, record: Record, reason: str, details: str) -> bool:
+        head = json.dumps([record.attempts, reason, details, time.time()]).encode()
+        names = self._names(sink, "v", "d", "b", "c", "a", "x", "y")
+        return bool(self._run(_BURY, names, token, record.key, _packed(record.sequence), head))
+
+    def backlog(self, sink: str) -> Backlog:
+        birth, graves = self._names(sink, "b", "y")
+        pending, oldest, buried = self._client.pipeline(
+            [
+                lambda _: ("ZCARD", birth),
+                lambda _: ("ZRANGE", birth, 0, 0, "WITHSCORES"),
+                lambda _: ("ZCARD", graves),
+            ],
+            must_try=True,
+        )
+        return Backlog(pending, float(oldest[1]) / 1e6 if oldest else None, buried)
+
+    def buried(self, sink: str, offset: int, limit: int) -> list[Buried]:
+        dead, graves = self._names(sink, "x", "y")
+        last = offset + limit - 1
+        keys = self._client.call(lambda _: ("ZRANGE", graves, offset, last), must_try=True) if limit > 0 else []
+        if not keys:
+            return []
+        values = self._client.call(lambda _: ("HMGET", dead, *keys), must_try=True)
+        return [_buried(key.decode(), value) for key, value in zip(keys, values, strict=True) if value is not None]
+
+    def exhume(self, sink: str, keys: Sequence[str]) -> int:
+        names = self._names(sink, "v", "d", "b", "a", "x", "y")
+        return sum(int(self._run(_EXHUME, names, *part)) for part in _parts(keys))
+
+    def drop(self, sink: str, keys: Sequence[str]) -> int:
+        names = self._names(sink, "x", "y")
+        return sum(int(self._run(_DROP, names, *part)) for part in _parts(keys))
+
+    def unsafe(self) -> str | None:
+        try:
+            answer = self._client.call(lambda _: ("INFO", "memory"), must_try=True)
+        except TierUnavailable:
+            return None
+        lines = dict(line.split(":", 1) for line in answer.decode(errors="replace").splitlines() if ":" in line)
+        policy = lines.get("maxmemory_policy", "").strip()
+        if policy.startswith("allkeys-"):
+            return (
+                f"its maxmemory-policy is {policy}: a server that is full would evict writes that wait for their sink"
+            )
+        return None
+
+    def close(self) -> None:
+        self._client.close()
+
+    def reset_after_fork(self) -> None:
+        self._client.reset_after_fork()
+
+    def __repr__(self) -> str:
+        return f"<RedisJournal: {self._namespace}>"
+
+    def _names(self, sink: str, *kinds: str) -> list[str]:
+        return [f"{self._namespace}:{{wb:{sink}}}:{kind}" for kind in kinds]
+
+    def _run(self, script: Script, keys: Sequence[str], *args: Argument) -> Any:
+        command = script.command(keys, args)
+        return self._client.run(script, lambda _: command, must_try=True)
+
+
+def _record(key: str, value: bytes, attempts: int = 0) -> Record:
+    sequence = int.from_bytes(value[:_SEQUENCE_BYTES], "big")
+    return Record(key, sequence, value[_SEQUENCE_BYTES:], attempts)
+
+
+def _buried(key: str, value: bytes) -> Buried:
+    head_at = _SEQUENCE_BYTES + _HEAD_LENGTH.size
+    [length] = _HEAD_LENGTH.unpack_from(value, _SEQUENCE_BYTES)
+    attempts, reason, details, buried_at = json.loads(value[head_at : head_at + length])
+    sequence = int.from_bytes(value[:_SEQUENCE_BYTES], "big")
+    return Buried(Record(key, sequence, value[head_at + length :], attempts), reason, details, buried_at)
+
+
+def _packed(sequence: int) -> bytes:
+    return sequence.to_bytes(_SEQUENCE_BYTES, "big")
+
+
+def _pairs(records: Sequence[tuple[str, int]]) -> list[Argument]:
+    return [each for key, sequence in records for each in (key, _packed(sequence))]
+
+
+def _parts(keys: Sequence[str]) -> list[Sequence[str]]:
+    return [keys[at : at + _AT_ONCE] for at in range(0, len(keys), _AT_ONCE)]
+
+
+def _us(seconds: float) -> int:
+    return max(int(seconds * 1_000_000), 0)

@@ -1,0 +1,153 @@
+"""What write-behind needs of a journal, as a protocol: the dirty set of each sink, and its dead-letter.
+
+A record is the last value written under a key that its sink has not taken yet. A rewritten key keeps its place in the
+order and has its newest value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A dirty value.
+
+    Attributes:
+        key: Digest of the call.
+        sequence: Of its last write.
+        body: The write as the codec packed it.
+        attempts: How often the sink has failed with it alone.
+    """
+
+    key: str
+    sequence: int
+    body: bytes
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Buried:
+    """A record that was given up.
+
+    Attributes:
+        record: As it was at its last attempt.
+        reason: The error in one line.
+        details: Its traceback.
+        buried_at: Epoch seconds.
+    """
+
+    record: Record
+    reason: str
+    details: str
+    buried_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What a sink has not taken.
+
+    Attributes:
+        pending: Records, those in a flusher's hands included.
+        oldest: Epoch seconds of the oldest one's first write; ``None`` without any.
+        buried: Records in the dead-letter.
+    """
+
+    pending: int
+    oldest: float | None
+    buried: int
+
+
+FULL: Final = 0
+"""In place of a sequence: there are as many records as there may be, and the key is not among them."""
+
+
+class Journal(Protocol):
+    """Where writes wait. Every method may raise `TierUnavailable`, is one round trip and one atomic step.
+
+    A claim belongs to a token for a time; what is done under a claim that has passed to somebody else does nothing.
+    """
+
+    def write(self, sink: str, writes: Sequence[tuple[str, bytes]], max_pending: int) -> list[int]:
+        """Takes writes, in their order; returns a sequence for each, `FULL` for one that was not taken.
+
+        Args:
+            writes: Key and body of each.
+            max_pending: Records that there may be.
+        """
+
+    def sequence(self, sink: str) -> int:
+        """A sequence for a write that goes past the journal."""
+
+    def look(self, sink: str, key: str) -> Record | None:
+        """The dirty value of a key, whoever has claimed it."""
+
+    def claim(self, sink: str, token: str, limit: int, seconds: float, key: str = "") -> list[Record]:
+        """Claims records that are due and nobody's, the oldest first.
+
+        Args:
+            seconds: How long the claim lasts without renewal.
+            key: Only this one, due or not.
+        """
+
+    def renew(self, sink: str, token: str, keys: Sequence[str], seconds: float) -> int:
+        """Prolongs claims; returns how many of them are still the token's."""
+
+    def acknowledge(self, sink: str, token: str, taken: Sequence[tuple[str, int]]) -> int:
+        """Removes records that the sink has taken; one that was written again meanwhile stays, and is due at once.
+
+        Args:
+            taken: Key and sequence of each.
+
+        Returns:
+            How many were removed.
+        """
+
+    def give_back(
+        self, sink: str, token: str, untaken: Sequence[tuple[str, int]], delay: float, *, failed: bool
+    ) -> None:
+        """Ends claims; the records are due after so many seconds, those that were written again meanwhile at once.
+
+        Args:
+            untaken: Key and sequence of each.
+            failed: Counts an attempt for each.
+        """
+
+    def bury(self, sink: str, token: str, record: Record, reason: str, details: str) -> bool:
+        """Moves a record to the dead-letter; false, and nothing moved, if it was written again meanwhile."""
+
+    def backlog(self, sink: str) -> Backlog:
+        """How much waits."""
+
+    def buried(self, sink: str, offset: int, limit: int) -> list[Buried]:
+        """Records in the dead-letter, the oldest first."""
+
+    def exhume(self, sink: str, keys: Sequence[str]) -> int:
+        """Moves records from the dead-letter back among those that are due, under their sequences.
+
+        One whose key has a newer record is dropped instead. Returns how many were moved or dropped.
+        """
+
+    def drop(self, sink: str, keys: Sequence[str]) -> int:
+        """Removes records from the dead-letter for good; returns how many."""
+
+    def unsafe(self) -> str | None:
+        """Why the server may lose records, in words; ``None`` if nothing is known against it."""
+
+    def close(self) -> None:
+        """Closes connections that lie idle."""
+
+    def reset_after_fork(self) -> None:
+        """Forgets connections that belong to the parent process."""
+
+
+class Outlet(Protocol):
+    """The way of one task's values to its sink; never raises on a look."""
+
+    def begin(self, key: str) -> tuple[object, int]:
+        """Before a compute: the value under the key that waits for the sink, or `MISSING`, and a sequence.
+
+        What is written under that sequence later is older than what anybody else writes meanwhile.
+        """

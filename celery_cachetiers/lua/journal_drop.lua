@@ -1,0 +1,8 @@
+-- Removes records from the dead-letter for good.
+--
+-- KEYS  1 dead-letter   2 its order
+-- ARGV  keys
+-- Returns how many there were.
+
+redis.call('ZREM', KEYS[2], unpack(ARGV))
+return redis.call('HDEL', KEYS[1], unpack(ARGV))
