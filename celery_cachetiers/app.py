@@ -15,6 +15,7 @@ from celery.local import Proxy
 
 from celery_cachetiers.backplane.ears import Ears
 from celery_cachetiers.backplane.redis import RedisBackplane
+from celery_cachetiers.backplane.tracking import Tracking
 from celery_cachetiers.backplane.waiters import Waiters
 from celery_cachetiers.breaker import Breaker
 from celery_cachetiers.cache import TieredCache
@@ -29,11 +30,13 @@ from celery_cachetiers.metrics.tally import Counters
 from celery_cachetiers.parts import Parts
 from celery_cachetiers.policy import Policy, Settings
 from celery_cachetiers.settings import backend_redis, settings_of
+from celery_cachetiers.signals import feed
 from celery_cachetiers.templates import checked_tag, escape_tag
 from celery_cachetiers.tiers.layout import Layout
 from celery_cachetiers.tiers.memory import MemoryTier
 from celery_cachetiers.tiers.redis import RedisStore
 from celery_cachetiers.tiers.seen_tags import SeenTags
+from celery_cachetiers.tiers.tracked import TrackedTier
 
 if TYPE_CHECKING:
     from celery_cachetiers.invalidating import Invalidation
@@ -81,6 +84,7 @@ class CacheTiers:
         self.events, self.counters, self.seen_tags = Events(), Counters(), SeenTags()
         self.events.subscribe(self.counters)
         self.events.subscribe(log, *_LINES)
+        feed(self)
         self.tasks, self.invalidations = weakref.WeakSet(), {}
         self._lock = threading.RLock()
         self._settings, self._cache = None, None
@@ -195,7 +199,8 @@ class CacheTiers:
     def _build(self) -> TieredCache:
         settings = self.settings
         where = self._where()
-        l1 = MemoryTier(settings.l1_maxsize, settings.l1_max_bytes, self.clock, trusted=where is None)
+        kind = TrackedTier if settings.l1_tracking and where is not None else MemoryTier
+        l1 = kind(settings.l1_maxsize, settings.l1_max_bytes, self.clock, trusted=where is None)
         wake_ups = Waiters()
         if where is None:
             if not self.in_memory:
@@ -205,7 +210,9 @@ class CacheTiers:
         breaker = Breaker(settings.breaker_window, self.clock, self._breaker_changed)
         client = RedisClient(url, settings.timeout, breaker, **options)
         layout = Layout(settings.namespace)
-        backplane = RedisBackplane(client, layout, Ears(l1, wake_ups, self.events), self.clock)
+        ears = Ears(l1, wake_ups, self.events)
+        tracking = Tracking(client, layout, l1, ears, self.clock) if isinstance(l1, TrackedTier) else None
+        backplane = RedisBackplane(client, layout, ears, self.clock, tracking)
         store = RedisStore(client, layout, lambda: backplane.inbox, self._unusable)
         keeper = Keeper(store, self.clock, lambda lost: self.events.emit(Event.LEASE_LOST, key=lost.digest))
         return TieredCache(Parts(l1, wake_ups, self.clock, self.events, store, backplane, keeper))
@@ -226,6 +233,7 @@ class CacheTiers:
     def _after_fork(self) -> None:
         self._lock = threading.RLock()
         self.counters.reset_after_fork()
+        self.events.reset_after_fork()
         self.seen_tags.reset_after_fork()
         if self._cache is not None:
             self._cache.reset_after_fork()

@@ -139,20 +139,22 @@ class Leader:
         if mark is None or copy is None or not computed.storable or not self._l1.current(mark, names):
             return computed.value, Landing(copy, began)
         checked = self._clock.monotonic()
-        self.keep(call, computed.read_again, computed.tags, computed.times, mark, None)
+        if self.keep(call, computed.read_again, computed.tags, computed.times, mark, None):
+            self._events.emit(Event.STORED, call.memo.task, key=call.digest, size=len(computed.body or b""))
         return computed.value, Landing(copy, checked)
 
     def keep(
         self, call: Call, value: object, tags: tuple[str, ...], times: Times, mark: Mark, stamp: bytes | None
-    ) -> None:
-        """Puts a value into L1 for as long as it is fresh, and no refresh of it is due."""
+    ) -> bool:
+        """Puts a value into L1 for as long as it is fresh, and no refresh of it is due; false if L1 refused it."""
         policy, now = call.memo.policy, self._clock.time()
         ttl = min(policy.l1_ttl, times.fresh_until - now)
         if policy.refresh_ahead is not None:
             ttl = min(ttl, refresh_ahead_at(times, policy.refresh_ahead) - now)
-        if policy.l1 and ttl > 0 and self._l1.trusted():
-            names = (*tags, key_tag(call.digest))
-            self._l1.put(call.digest, value, names, ttl, mark, stamp=stamp, times=times, copy=policy.l1_copy)
+        if not (policy.l1 and ttl > 0 and self._l1.trusted()):
+            return False
+        names = (*tags, key_tag(call.digest))
+        return self._l1.put(call.digest, value, names, ttl, mark, stamp=stamp, times=times, copy=policy.l1_copy)
 
     def _compute(self, call: Call, compute: Compute, terms: Terms) -> _Computed:
         computed_at, began = self._clock.time(), self._clock.monotonic()

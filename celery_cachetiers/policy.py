@@ -41,6 +41,12 @@ class Settings:
     l1_maxsize: int = _field(10_000, rules.COUNT, "entries in L1 at most")
     l1_max_bytes: int = _field(64 * 1024**2, rules.COUNT, "bytes in L1 at most")
     l1_ttl: float = _field(30.0, rules.POSITIVE, "seconds in L1 at most")
+    l1_tracking: bool = _field(
+        False,
+        rules.BOOL,
+        "let Redis report flushes, evictions and deletions that nobody announces, so that L1 forgets at once; each "
+        "process then gets a message for every new tag anywhere",
+    )
     serializer: str | None = _field(
         None, rules.optional(rules.TEXT), "kombu serializer of values; by default the result serializer"
     )
