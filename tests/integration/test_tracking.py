@@ -352,8 +352,8 @@ def test_the_rights_that_are_documented_are_enough(
     start: Start, server: RedisServer, cli: redis.Redis, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     load = "+script" if server.flavour == "redis-6.2" else "+script|load"
-    commands = ["mget", "get", "set", "del", "unlink", "pttl", "pexpire", "sadd", "smembers", "evalsha"]
-    commands += ["publish", "subscribe", "select", "info"]
+    commands = ["mget", "get", "getrange", "set", "del", "unlink", "exists", "pttl", "pexpire", "sadd", "smembers"]
+    commands += ["hmget", "hset", "hincrby", "hlen", "evalsha", "publish", "subscribe", "select", "info"]
     channels = ["resetchannels", f"&{namespace}:*", "&__redis__:invalidate"]
     rights = [*(f"+{command}" for command in commands), load, "+client|id", "+client|tracking"]
     cli.execute_command("ACL", "SETUSER", "cache", "on", ">secret", f"~{namespace}:*", *channels, "-@all", *rights)

@@ -27,6 +27,7 @@ from celery_cachetiers import (
     invalidate_tag,
     invalidate_tags,
 )
+from celery_cachetiers.signals import cache_hit, cache_miss, cache_stored, tag_invalidated
 
 app = Celery("typed")
 app.conf.cachetiers_url = "redis://localhost/2"
@@ -145,6 +146,18 @@ def extension() -> None:
     assert_type(tiers.registry.dependants("user:{}"), tuple[str, ...])
     assert_type(tiers.registry.invalidators("user:1"), tuple[str, ...])
     tiers.reset()
+
+
+def signals(task: CachedTask) -> None:
+    def receiver(sender: Any, key: str, **kwargs: Any) -> None: ...
+
+    cache_hit.connect(receiver)
+    cache_miss.connect(receiver, sender=task, weak=False)
+    cache_stored.connect(receiver, dispatch_uid="mine")
+    cache_hit.disconnect(receiver)
+
+    @tag_invalidated.connect(sender=app)
+    def invalidated(sender: Celery, tag: str, heard: bool, **kwargs: Any) -> None: ...
 
 
 def errors(error: CacheTiersError) -> None:

@@ -66,6 +66,7 @@ BAD_SETTINGS: dict[str, list[object]] = {
     "l1_maxsize": COUNTS,
     "l1_max_bytes": COUNTS,
     "l1_ttl": SECONDS_ABOVE_ZERO,
+    "l1_tracking": FLAGS,
     "serializer": TEXTS,
     "compression": TEXTS,
     "max_bytes": [*COUNTS, 512 * 1024**2 + 1],
