@@ -188,8 +188,12 @@ class Invalidation:
             return
         begun = self.begin(tuple(args or ()), dict(kwargs or {}))
         self._find(begun, MISSING)
-        if begun.tags:
+        if not begun.tags:
+            return
+        try:
             self._act(begun.tags)
+        except TierUnavailable as fault:
+            self._report(fault, begun.tags)
 
     def _render(self, template: TagTemplate, begun: Run) -> None:
         assert begun.arguments is not None

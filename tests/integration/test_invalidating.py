@@ -255,3 +255,32 @@ def test_a_task_that_was_bound_before_the_library_was_imported_is_found_at_final
         print(len(app.tasks) > 4)
     """
     assert run_python(program) == "True"
+
+
+# ---- a worker's start ------------------------------------------------------------------------------------------------
+
+DECLARED = "tests.integration.apps.declared_app"
+
+
+def declared(servers: RedisServers, template: str) -> Worker:
+    return Worker(DECLARED, env={"DECLARED_BROKER": servers.shared().url(5), "DECLARED_TEMPLATE": template})
+
+
+def test_a_worker_warns_of_what_is_invalidated_and_nothing_depends_on(servers: RedisServers) -> None:
+    with declared(servers, "usr:{user_id}") as worker:
+        warnings = [line for line in worker.log_text().splitlines() if "no task here depends on it" in line]
+
+    assert len(warnings) == 1
+    assert f"{DECLARED}.rename invalidates 'usr:{{}}'" in warnings[0]
+
+
+def test_a_worker_does_not_start_with_a_declaration_that_cannot_be_used(servers: RedisServers) -> None:
+    worker = declared(servers, "user:{id}")
+    try:
+        worker.start()
+        wait_until(lambda: not worker.running, timeout=PATIENCE, message="the end of the worker")
+
+        assert "ready." not in worker.log_text()
+        assert f"invalidates='user:{{id}}' of task {DECLARED}.rename is not usable" in worker.log_text()
+    finally:
+        worker.close()

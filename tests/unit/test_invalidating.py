@@ -247,6 +247,13 @@ def test_a_hit_invalidates_nothing_and_is_not_answered_at_publish(app: Celery, h
     assert declare(app, base=CachedTask, name="other", invalidates=None).memoized.answers_at_publish
 
 
+def test_what_invalidates_its_own_tag_is_never_stored(app: Celery, heard: Heard) -> None:
+    task = declare(app, base=CachedTask, ttl=60, tags=["user:{user_id}"])
+
+    assert [task(1, "Ada"), task(1, "Ada")] == ["Ada", "Ada"]
+    assert task.cache.info().computes == 2
+
+
 def test_a_shared_error_invalidates_nothing_as_no_body_has_run(app: Celery, heard: Heard) -> None:
     task = declare(app, base=CachedTask, autoretry_for=(OSError,))
     task.memoized  # noqa: B018 - wraps the body once more
@@ -497,7 +504,8 @@ def test_with_the_broker_away_too_it_raises(caplog: pytest.LogCaptureFixture) ->
         declare(app, fail, name="failing")(2)
 
     assert "['user:2'] could not be invalidated" in caught.value.__notes__[0]
-    assert [details["tags"] for details in heard.failed] == [("user:2",)]
+    CacheTiers(app).invalidations["rename"].was_killed([3], {})
+    assert [details["tags"] for details in heard.failed] == [("user:2",), ("user:3",)]
     CacheTiers(app).reset()
 
 
