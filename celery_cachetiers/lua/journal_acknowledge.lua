@@ -3,8 +3,8 @@
 -- KEYS  1 values   2 due   3 birth   4 claims   5 attempts
 -- ARGV  1 token   2.. key and sequence (8 bytes) of each
 -- Returns how many were removed.
--- A record that was written again meanwhile stays and is due at once: now it may be claimed anew. One whose claim has
--- passed to another flusher is that flusher's.
+-- A record that was written again meanwhile stays and is due at once: now it may be claimed anew, and no write of it is
+-- older than the one that was taken. One whose claim has passed to another flusher is that flusher's.
 -- Atomic: comparing the sequence and removing, so that a write that comes in between is never lost.
 
 local time = redis.call('TIME')
@@ -23,6 +23,7 @@ for i = 2, #ARGV, 2 do
       removed = removed + 1
     elseif value then
       redis.call('ZADD', KEYS[2], now, key)
+      redis.call('ZADD', KEYS[3], 'XX', math.min(now, (struct.unpack('>I8', ARGV[i + 1]))), key)
     end
   end
 end

@@ -5,15 +5,15 @@
 -- Returns 1 moved, 0 not: it was written again meanwhile (then it is due at once), or the claim is another's.
 -- dead-letter: key -> sequence, length of the head (u32, big-endian), head, body. It keeps the last value of a key, as
 -- the journal does.
--- Atomic: all of it; the dead record is there before the other one goes.
+-- Atomic: all of it. On a full server too: what takes memory is not the first write.
 
 local key = ARGV[2]
 if redis.call('HGET', KEYS[4], key) ~= ARGV[1] then return 0 end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local value = redis.call('HGET', KEYS[1], key)
+redis.call('HDEL', KEYS[4], key)
 if not value or string.sub(value, 1, 8) ~= ARGV[3] then
-  redis.call('HDEL', KEYS[4], key)
   redis.call('ZADD', KEYS[2], 'XX', now, key)
   return 0
 end
@@ -22,6 +22,5 @@ redis.call('ZADD', KEYS[7], now, key)
 redis.call('HDEL', KEYS[1], key)
 redis.call('ZREM', KEYS[2], key)
 redis.call('ZREM', KEYS[3], key)
-redis.call('HDEL', KEYS[4], key)
 redis.call('HDEL', KEYS[5], key)
 return 1

@@ -6,6 +6,7 @@
 -- claims: key -> token. A claim holds until its record is due again; the next flusher then takes it over. A key that is
 -- asked for by name need not be due, but must not be claimed.
 -- Atomic: choosing and claiming, so that a key is in one flusher's hands at a time.
+-- A full server is emptied by this: what takes memory is not the first write, which is all that it refuses.
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -21,8 +22,9 @@ local found = {}
 for _, key in ipairs(keys) do
   local value = redis.call('HGET', KEYS[1], key)
   if value then
-    redis.call('ZADD', KEYS[2], now + ARGV[3], key)
+    redis.call('HDEL', KEYS[3], key)
     redis.call('HSET', KEYS[3], key, ARGV[1])
+    redis.call('ZADD', KEYS[2], now + ARGV[3] + #found / 3, key)
     found[#found + 1] = key
     found[#found + 1] = value
     found[#found + 1] = redis.call('HGET', KEYS[4], key) or '0'

@@ -14,7 +14,7 @@ for i = 4, #ARGV, 2 do
     redis.call('HDEL', KEYS[3], key)
     local value = redis.call('HGET', KEYS[1], key)
     if value and string.sub(value, 1, 8) == ARGV[i + 1] then
-      redis.call('ZADD', KEYS[2], 'XX', now + ARGV[2], key)
+      redis.call('ZADD', KEYS[2], 'XX', now + ARGV[2] + (i - 4) / 2, key)
       if ARGV[3] ~= '' then redis.call('HINCRBY', KEYS[4], key, 1) end
     else
       redis.call('ZADD', KEYS[2], 'XX', now, key)

@@ -7,6 +7,7 @@ the only module that imports it: ``pytest_plugins = ["celery_cachetiers.testing.
 from celery_cachetiers.testing.clock import FakeClock
 from celery_cachetiers.testing.faults import FaultyStore, Gate
 from celery_cachetiers.testing.listener import RecordingListener
+from celery_cachetiers.testing.memory_journal import MemoryJournal
 from celery_cachetiers.testing.memory_store import MemoryBackplane, MemoryStore
 from celery_cachetiers.testing.process import InMemoryProcess, ManualKeeper
 
@@ -17,6 +18,7 @@ __all__ = [
     "InMemoryProcess",
     "ManualKeeper",
     "MemoryBackplane",
+    "MemoryJournal",
     "MemoryStore",
     "RecordingListener",
 ]

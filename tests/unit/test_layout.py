@@ -69,6 +69,8 @@ LAYERS = {
             "reading",
             "following",
             "cache",
+            "flush",
+            "delivery",
             "metrics",
             "metrics.*",
         ),

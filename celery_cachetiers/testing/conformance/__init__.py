@@ -4,7 +4,16 @@ The suites are plain classes without pytest in them; pytest collects the subclas
 """
 
 from celery_cachetiers.testing.conformance.codec import CodecConformance
+from celery_cachetiers.testing.conformance.journal import JournalConformance, JournalUnderTest
 from celery_cachetiers.testing.conformance.local_tier import LocalTierConformance, LocalTierUnderTest
 from celery_cachetiers.testing.conformance.store import StoreConformance, StoreUnderTest
 
-__all__ = ["CodecConformance", "LocalTierConformance", "LocalTierUnderTest", "StoreConformance", "StoreUnderTest"]
+__all__ = [
+    "CodecConformance",
+    "JournalConformance",
+    "JournalUnderTest",
+    "LocalTierConformance",
+    "LocalTierUnderTest",
+    "StoreConformance",
+    "StoreUnderTest",
+]

@@ -1,0 +1,197 @@
+"""The journal in this process' memory: the protocol of lua/journal_*.lua in Python, with the test's clock.
+
+It decides the same as Redis, which the conformance suite proves.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+
+from celery_cachetiers.clock import Clock
+from celery_cachetiers.journal_port import FULL, Backlog, Buried, Record
+
+
+@dataclass(slots=True)
+class Dirty:
+    """A record, and where it stands.
+
+    Attributes:
+        born: Its first write that no sink has taken, epoch seconds.
+        due: When it may be claimed, or until when it is; then its place among those of the same instant.
+        token: Whose it is, "" for nobody's.
+    """
+
+    record: Record
+    born: float
+    due: tuple[float, int]
+    token: str = ""
+
+
+@dataclass(slots=True)
+class SinkTable:
+    """What one sink has not taken."""
+
+    dirty: dict[str, Dirty] = field(default_factory=dict)
+    dead: dict[str, Buried] = field(default_factory=dict)
+    last: int = 0
+
+
+@dataclass(slots=True)
+class SharedTables:
+    """What all processes see, under one lock."""
+
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    sinks: defaultdict[str, SinkTable] = field(default_factory=lambda: defaultdict(SinkTable))
+    place: Callable[[], int] = field(default_factory=lambda: count().__next__)
+
+
+class MemoryJournal:
+    """A `celery_cachetiers.journal_port.Journal` in memory.
+
+    Args:
+        clock: What "due" is measured by.
+        beside: A journal in another process of the same server.
+    """
+
+    def __init__(self, clock: Clock, beside: MemoryJournal | None = None) -> None:
+        self._time = clock.time
+        self.shared: SharedTables = SharedTables() if beside is None else beside.shared
+
+    def write(self, sink: str, writes: Sequence[tuple[str, bytes]], max_pending: int) -> list[int]:
+        with self.shared.lock:
+            return [self._write(self.shared.sinks[sink], key, body, max_pending) for key, body in writes]
+
+    def _write(self, table: SinkTable, key: str, body: bytes, max_pending: int) -> int:
+        dirty = table.dirty.get(key)
+        if dirty is None and len(table.dirty) >= max_pending:
+            return FULL
+        record = Record(key, self._next(table), body)
+        if dirty is None:
+            table.dirty[key] = Dirty(record, self._time(), self._in(0.0))
+        else:
+            dirty.record = record
+        return record.sequence
+
+    def sequence(self, sink: str) -> int:
+        with self.shared.lock:
+            return self._next(self.shared.sinks[sink])
+
+    def look(self, sink: str, key: str) -> Record | None:
+        with self.shared.lock:
+            dirty = self.shared.sinks[sink].dirty.get(key)
+            return None if dirty is None else replace(dirty.record, attempts=0)
+
+    def claim(self, sink: str, token: str, limit: int, seconds: float, key: str = "") -> list[Record]:
+        with self.shared.lock:
+            dirty = self.shared.sinks[sink].dirty
+            if key:
+                chosen = [dirty[key]] if key in dirty and not (dirty[key].token and not self._due(dirty[key])) else []
+            else:
+                chosen = sorted(filter(self._due, dirty.values()), key=lambda each: each.due)[:limit]
+            for each in chosen:
+                each.token, each.due = token, self._in(seconds)
+            return [each.record for each in chosen]
+
+    def renew(self, sink: str, token: str, keys: Sequence[str], seconds: float) -> int:
+        with self.shared.lock:
+            held = [each for key in keys if (each := self._held(sink, token, key)) is not None]
+            for each in held:
+                each.due = self._in(seconds)
+            return len(held)
+
+    def acknowledge(self, sink: str, token: str, taken: Sequence[tuple[str, int]]) -> int:
+        with self.shared.lock:
+            return sum(self._acknowledge(sink, token, key, sequence) for key, sequence in taken)
+
+    def _acknowledge(self, sink: str, token: str, key: str, sequence: int) -> bool:
+        dirty = self._held(sink, token, key)
+        if dirty is None:
+            return False
+        if dirty.record.sequence == sequence:
+            del self.shared.sinks[sink].dirty[key]
+            return True
+        dirty.token, dirty.due, dirty.born = "", self._in(0.0), min(self._time(), sequence / 1e6)
+        return False
+
+    def give_back(
+        self, sink: str, token: str, untaken: Sequence[tuple[str, int]], delay: float, *, failed: bool
+    ) -> None:
+        with self.shared.lock:
+            for key, sequence in untaken:
+                dirty = self._held(sink, token, key)
+                if dirty is None:
+                    continue
+                same = dirty.record.sequence == sequence
+                dirty.token, dirty.due = "", self._in(delay if same else 0.0)
+                if same and failed:
+                    dirty.record = replace(dirty.record, attempts=dirty.record.attempts + 1)
+
+    def bury(self, sink: str, token: str, record: Record, reason: str, details: str) -> bool:
+        with self.shared.lock:
+            table, dirty = self.shared.sinks[sink], self._held(sink, token, record.key)
+            if dirty is None:
+                return False
+            if dirty.record.sequence != record.sequence:
+                dirty.token, dirty.due = "", self._in(0.0)
+                return False
+            table.dead.pop(record.key, None)
+            table.dead[record.key] = Buried(record, reason, details, self._time())
+            del table.dirty[record.key]
+            return True
+
+    def backlog(self, sink: str) -> Backlog:
+        with self.shared.lock:
+            table = self.shared.sinks[sink]
+            oldest = min((each.born for each in table.dirty.values()), default=None)
+            return Backlog(len(table.dirty), oldest, len(table.dead))
+
+    def buried(self, sink: str, offset: int, limit: int) -> list[Buried]:
+        with self.shared.lock:
+            return list(self.shared.sinks[sink].dead.values())[offset : offset + limit]
+
+    def exhume(self, sink: str, keys: Sequence[str]) -> int:
+        with self.shared.lock:
+            return sum(self._exhume(self.shared.sinks[sink], key) for key in keys)
+
+    def _exhume(self, table: SinkTable, key: str) -> bool:
+        dead = table.dead.pop(key, None)
+        if dead is not None and key not in table.dirty:
+            table.dirty[key] = Dirty(replace(dead.record, attempts=0), self._time(), self._in(0.0))
+        return dead is not None
+
+    def drop(self, sink: str, keys: Sequence[str]) -> int:
+        with self.shared.lock:
+            return sum(self.shared.sinks[sink].dead.pop(key, None) is not None for key in keys)
+
+    def unsafe(self) -> str | None:
+        return None
+
+    def close(self) -> None:
+        """Nothing lies idle."""
+
+    def reset_after_fork(self) -> None:
+        """Nothing belongs to the parent process."""
+
+    def __repr__(self) -> str:
+        sinks = self.shared.sinks
+        return f"<MemoryJournal: {', '.join(f'{name} {len(sinks[name].dirty)}' for name in sorted(sinks))}>"
+
+    # -- under the lock -----------------------------------------------------------------------------------------------
+
+    def _next(self, table: SinkTable) -> int:
+        table.last = max(table.last + 1, int(self._time() * 1e6))
+        return table.last
+
+    def _in(self, seconds: float) -> tuple[float, int]:
+        return (self._time() + seconds, self.shared.place())
+
+    def _due(self, dirty: Dirty) -> bool:
+        return dirty.due[0] <= self._time()
+
+    def _held(self, sink: str, token: str, key: str) -> Dirty | None:
+        dirty = self.shared.sinks[sink].dirty.get(key)
+        return dirty if dirty is not None and dirty.token == token else None

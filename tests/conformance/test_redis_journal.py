@@ -1,0 +1,268 @@
+"""The journal in Redis: what every journal promises, and what becomes of it when the server is full or dies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+import redis
+from redis.crc import key_slot
+
+from celery_cachetiers.breaker import Breaker
+from celery_cachetiers.client import RedisClient
+from celery_cachetiers.clock import SystemClock
+from celery_cachetiers.errors import TierUnavailable
+from celery_cachetiers.journal.redis import RedisJournal
+from celery_cachetiers.journal_port import Backlog
+from celery_cachetiers.testing.conformance import JournalConformance, JournalUnderTest
+from celery_cachetiers.testing.conformance.journal import LONG, PLENTY, names
+from tests.proxy import RedisProxy
+from tests.servers import FLAVOURS, RedisServer, RedisServers
+
+Open = Callable[[str], JournalUnderTest]
+
+
+@pytest.fixture
+def at(namespace: str) -> Iterator[Open]:
+    """``at(url)`` gives two processes at a server's journal, in the test's namespace."""
+    with ExitStack() as stack:
+
+        def journal(url: str) -> RedisJournal:
+            client = RedisClient(url, 5.0, Breaker(0.0, SystemClock()))
+            stack.callback(client.close)
+            return RedisJournal(client, namespace)
+
+        def both(url: str) -> JournalUnderTest:
+            plain = stack.enter_context(redis.Redis.from_url(url))
+
+            def set_last_sequence(sink: str, last: int | None) -> None:
+                name = f"{namespace}:{{wb:{sink}}}:s"
+                if last is None:
+                    assert plain.delete(name) == 1, "it was under another name"
+                else:
+                    plain.set(name, last)
+
+            return JournalUnderTest(journal(url), journal(url), set_last_sequence)
+
+        yield both
+
+
+class TestRedisJournal(JournalConformance):
+    @pytest.fixture
+    def journal(self, every_redis_server: RedisServer, at: Open) -> JournalUnderTest:
+        return at(every_redis_server.url())
+
+
+def fill_all_kinds(journal: JournalUnderTest) -> None:
+    """Leaves something under every key that a journal may have."""
+    journal.dead("dead")
+    journal.write("failed", "claimed", "waiting")
+    one, *_ = journal.claim(limit=2)
+    journal.give_back([one], LONG, failed=True)
+
+
+def keys_of(server: RedisServer, namespace: str) -> dict[str, int]:
+    """Each key's milliseconds to live, -1 for one without a TTL."""
+    with server.client() as client:
+        return {key.decode(): client.pttl(key) for key in client.scan_iter(f"{namespace}:*")}  # type: ignore[misc]
+
+
+# -- what lies in Redis ------------------------------------------------------------------------------------------------
+
+
+def test_no_key_has_a_ttl_and_all_of_a_sinks_share_one_slot(
+    every_redis_server: RedisServer, at: Open, namespace: str
+) -> None:
+    for sink in ("orders", "odd}{name", ""):
+        journal = at(every_redis_server.url())
+        journal.sink = sink
+        fill_all_kinds(journal)
+        found = keys_of(every_redis_server, f"{namespace}:{{wb:{sink}}}")
+
+        assert {name.rpartition(":")[2] for name in found} == set("vdbscaxy")
+        assert set(found.values()) == {-1}
+        assert len({key_slot(name.encode()) for name in found}) == 1
+
+
+def test_a_sink_that_has_taken_everything_leaves_its_last_sequence_and_nothing_else(
+    every_redis_server: RedisServer, at: Open, namespace: str
+) -> None:
+    journal = at(every_redis_server.url())
+    journal.dead("dead")
+    journal.write("a", "b")
+    journal.give_back(journal.claim(), failed=True)
+    journal.acknowledge(journal.claim())
+    journal.ours.drop(journal.sink, ["dead"])
+
+    assert [name.rpartition(":")[2] for name in keys_of(every_redis_server, namespace)] == ["s"]
+
+
+def test_every_step_is_one_round_trip(redis_proxy: RedisProxy, at: Open) -> None:
+    journal = at(redis_proxy.url())
+    for _ in range(2):  # the server has the scripts in the second round
+        redis_proxy.reset()
+        journal.write("a", "b", "c")
+        journal.ours.sequence(journal.sink)
+        first, second, third = journal.claim()
+        journal.ours.renew(journal.sink, "ours", ["a", "b", "c"], LONG)
+        journal.acknowledge([first])
+        journal.give_back([second])
+        journal.bury(third)
+        journal.ours.exhume(journal.sink, ["c"])
+        journal.ours.drop(journal.sink, ["c"])
+        journal.ours.look(journal.sink, "b")
+        journal.ours.backlog(journal.sink)
+        journal.acknowledge(journal.claim())
+
+    assert redis_proxy.trips == [
+        *[("EVALSHA",)] * 9,
+        ("HGET",),
+        ("ZCARD", "ZRANGE", "ZCARD"),
+        *[("EVALSHA",)] * 2,
+    ]
+
+
+# -- a server that is full ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=FLAVOURS)
+def own(request: pytest.FixtureRequest, redis_factory: RedisServers) -> RedisServer:
+    """A server of the test's own, of each flavour."""
+    return redis_factory("--appendonly", "yes", "--appendfsync", "always", flavour=request.param)
+
+
+def fill(server: RedisServer) -> None:
+    """Makes the server full, so that it refuses what takes memory."""
+    with server.client() as admin:
+        used = int(admin.info("memory")["used_memory"])
+        admin.config_set("maxmemory-policy", "noeviction")
+        admin.config_set(
+            "maxmemory", str(used // 2)
+        )  # not just below: the buffer of the file it appends to does not count
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            admin.set("one more", "x" * 1000)
+
+
+def test_a_full_server_refuses_a_write_whole_and_keeps_what_it_had(own: RedisServer, at: Open) -> None:
+    journal = at(own.url())
+    journal.write("a", "b")
+    fill(own)
+
+    for keys in (("c",), ("a", "c"), ("a",)):
+        with pytest.raises(TierUnavailable):
+            journal.write(*keys, body=b"new" * 10_000)
+    assert [(each.key, each.body) for each in journal.claim()] == [("a", b"body"), ("b", b"body")]
+
+
+def test_a_full_server_is_emptied_by_flushing(own: RedisServer, at: Open) -> None:
+    journal = at(own.url())
+    journal.dead("dead")
+    journal.write("a", "b", "c", "d")
+    fill(own)
+
+    assert names(claimed := journal.claim()) == ["a", "b", "c", "d"]
+    assert journal.ours.renew(journal.sink, "ours", names(claimed), LONG) == 4
+    assert journal.acknowledge(claimed[:1]) == 1
+    journal.give_back(claimed[1:2], failed=True)
+    assert journal.bury(claimed[2]) is True
+    assert journal.ours.exhume(journal.sink, ["dead"]) == 1
+    assert journal.ours.drop(journal.sink, ["c"]) == 1
+    assert [(each.key, each.attempts) for each in journal.claim_there()] == [("b", 1), ("dead", 0)]
+
+
+def test_a_full_server_gives_a_sequence_for_the_write_that_goes_past_it(own: RedisServer, at: Open) -> None:
+    journal = at(own.url())
+    [written] = journal.write("a")
+    fill(own)
+
+    first = journal.ours.sequence(journal.sink)
+    assert written < first < journal.ours.sequence(journal.sink)
+
+
+# -- a server that dies ------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_server_that_appends_always_has_lost_nothing(own: RedisServer, at: Open) -> None:
+    journal = at(own.url())
+    journal.dead("dead")
+    written = journal.write("a", "b", "c", "d")
+    taken, failed, *_ = journal.claim(limit=3)
+    journal.acknowledge([taken])
+    journal.give_back([failed], failed=True)
+    own.kill()
+    with pytest.raises(TierUnavailable):
+        journal.write("e")
+    own.start()
+
+    assert journal.backlog().pending == 3
+    assert journal.buried() == ["dead"]
+    assert [(each.key, each.sequence, each.attempts) for each in journal.claim_there()] == [
+        ("d", written[3], 0),
+        ("b", written[1], 1),
+    ]
+    assert names(journal.claim(key="c")) == []
+    assert journal.ours.renew(journal.sink, "ours", ["c"], LONG) == 1
+    assert journal.write("f")[0] > written[3]
+
+
+def test_a_dead_server_is_unavailable_whatever_is_asked(own: RedisServer, at: Open) -> None:
+    journal = at(own.url())
+    journal.write("a")
+    [record] = journal.claim()
+    own.kill()
+    asked: list[Callable[[], object]] = [
+        lambda: journal.write("a"),
+        lambda: journal.ours.sequence(journal.sink),
+        lambda: journal.ours.look(journal.sink, "a"),
+        journal.claim,
+        lambda: journal.ours.renew(journal.sink, "ours", ["a"], LONG),
+        lambda: journal.acknowledge([record]),
+        lambda: journal.give_back([record]),
+        lambda: journal.bury(record),
+        journal.backlog,
+        journal.buried,
+        lambda: journal.ours.exhume(journal.sink, ["a"]),
+        lambda: journal.ours.drop(journal.sink, ["a"]),
+    ]
+
+    for ask in asked:
+        with pytest.raises(TierUnavailable):
+            ask()
+    assert journal.ours.unsafe() is None
+
+
+# -- a server that may lose it -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "evicts"),
+    [
+        ("noeviction", False),
+        ("volatile-lru", False),
+        ("volatile-lfu", False),
+        ("volatile-random", False),
+        ("volatile-ttl", False),
+        ("allkeys-lru", True),
+        ("allkeys-lfu", True),
+        ("allkeys-random", True),
+    ],
+)
+def test_a_server_that_evicts_any_key_is_told_of(own: RedisServer, at: Open, policy: str, evicts: bool) -> None:
+    with own.client() as admin:
+        admin.config_set("maxmemory-policy", policy)
+    complaint = at(own.url()).ours.unsafe()
+
+    assert (complaint is not None) is evicts
+    assert complaint is None or policy in complaint
+
+
+def test_a_journal_forgets_its_parents_connections_and_closes_its_own(redis_proxy: RedisProxy, at: Open) -> None:
+    journal = at(redis_proxy.url())
+    journal.write("a")
+    journal.ours.close()
+    journal.write("b")
+    journal.ours.reset_after_fork()
+    journal.ours.write(journal.sink, [("c", b"")], PLENTY)
+
+    assert journal.theirs.backlog(journal.sink) == Backlog(3, journal.backlog().oldest, 0)
