@@ -7,15 +7,22 @@ from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import (
     CacheTiersError,
     ConfigurationError,
+    JournalFull,
     NotCached,
+    SinkRejected,
+    SinkTimeout,
+    SinkUnavailable,
     TagError,
     TierUnavailable,
     UncacheableArgument,
     UnusableEntry,
 )
 from celery_cachetiers.result import CachedResult, FollowingResult
+from celery_cachetiers.sinks import sink
+from celery_cachetiers.sqlalchemy_sink import SQLAlchemySink
 from celery_cachetiers.task import CachedTask, CachedTaskMixin
 from celery_cachetiers.tasks import clear, invalidate_key, invalidate_tag, invalidate_tags
+from celery_cachetiers.writes import Write
 
 __version__ = _version("celery-cachetiers")
 
@@ -28,14 +35,21 @@ __all__ = [
     "CachedTaskMixin",
     "ConfigurationError",
     "FollowingResult",
+    "JournalFull",
     "NotCached",
+    "SQLAlchemySink",
+    "SinkRejected",
+    "SinkTimeout",
+    "SinkUnavailable",
     "TagError",
     "TierUnavailable",
     "UncacheableArgument",
     "UnusableEntry",
+    "Write",
     "__version__",
     "clear",
     "invalidate_key",
     "invalidate_tag",
     "invalidate_tags",
+    "sink",
 ]

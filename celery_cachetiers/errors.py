@@ -6,6 +6,8 @@ comes out of a result backend.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class CacheTiersError(Exception):
     """Root of all errors of this library: catch it to catch them all."""
@@ -99,3 +101,60 @@ class TierUnavailable(CacheTiersError):
 
     The driver's error is the ``__cause__``. An operation that raised it may or may not have happened: repeat it.
     """
+
+
+class SinkTimeout(CacheTiersError):
+    """Raised when a sink has not taken a batch within its ``time_limit``; see what it hangs on, or raise the limit.
+
+    The batch may have been written, and may still be: it is handed over again.
+
+    Attributes:
+        sink: Its name.
+        seconds: The limit.
+    """
+
+    def __init__(self, sink: str, seconds: float) -> None:
+        self.sink, self.seconds = sink, seconds
+        super().__init__(sink, seconds)
+
+    def __str__(self) -> str:
+        return f"sink {self.sink} has not taken a batch within time_limit={self.seconds:g} seconds"
+
+
+class SinkUnavailable(CacheTiersError):
+    """Raised when a sink cannot take anything at all; raise it in yours while what it writes to is down.
+
+    No write's attempt counts then: they wait until the sink is back.
+    """
+
+
+class SinkRejected(CacheTiersError):
+    """Raised when a sink has refused some writes and taken all others; raise it in yours where it knows which.
+
+    Attributes:
+        failures: Why, by `Write.key`.
+    """
+
+    def __init__(self, failures: Mapping[str, BaseException]) -> None:
+        self.failures = dict(failures)
+        super().__init__(self.failures)
+
+    def __str__(self) -> str:
+        first = next(iter(self.failures.items()), None)
+        return f"{len(self.failures)} writes were refused" + (f", {first[0]}: {first[1]!r}" if first else "")
+
+
+class JournalFull(CacheTiersError):
+    """Raised when a sink's journal holds ``max_pending`` records and it is ``when_full="raise"``; write again later.
+
+    Attributes:
+        sink: Its name.
+        max_pending: How many records there may be.
+    """
+
+    def __init__(self, sink: str, max_pending: int) -> None:
+        self.sink, self.max_pending = sink, max_pending
+        super().__init__(sink, max_pending)
+
+    def __str__(self) -> str:
+        return f"the journal of sink {self.sink} is full: {self.max_pending} writes wait for it"

@@ -93,6 +93,7 @@ LAYERS = {
             *("result", "publishing", "tasks", "failures", "seat", "room", "answering", "loops"),
             *("body", "commits", "invalidating", "registry"),
             *("broker_limits", "worker_requests", "waiting_room", "signals"),
+            *("sinks", "sink_writer", "sqlalchemy_sink", "sqlalchemy_statements"),
             *("cli", "cli.*", "django", "django.*"),
         ),
         below=("words", "ports", "engine", "adapters"),
