@@ -6,6 +6,8 @@ comes out of a result backend.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class CacheTiersError(Exception):
     """Root of all errors of this library: catch it to catch them all."""
@@ -99,3 +101,42 @@ class TierUnavailable(CacheTiersError):
 
     The driver's error is the ``__cause__``. An operation that raised it may or may not have happened: repeat it.
     """
+
+
+class SinkUnavailable(CacheTiersError):
+    """Raised when a whole sink is down: raise it in a sink, and its writes are tried again with none counted as failed.
+
+    For example where the database cannot be reached, which says nothing about any of the writes.
+    """
+
+
+class SinkRejected(CacheTiersError):
+    """Raised when a sink has taken all writes but some: raise it in a sink, and only those it names have failed.
+
+    Attributes:
+        failures: What each of the failed writes failed with, by its ``key``. With a key that the sink was not given, it
+            is taken as any other exception.
+    """
+
+    def __init__(self, failures: Mapping[str, BaseException]) -> None:
+        self.failures = dict(failures)
+        super().__init__(self.failures)
+
+    def __str__(self) -> str:
+        return f"{len(self.failures)} writes were rejected: {', '.join(map(repr, self.failures.values()))}"
+
+
+class SinkTimeout(CacheTiersError):
+    """Raised when a sink has not returned in time; raise its ``time_limit``, or bound what it waits for.
+
+    Attributes:
+        sink: Its name.
+        seconds: How long it was given.
+    """
+
+    def __init__(self, sink: str, seconds: float) -> None:
+        self.sink, self.seconds = sink, seconds
+        super().__init__(sink, seconds)
+
+    def __str__(self) -> str:
+        return f"sink {self.sink!r} has not returned within {self.seconds} s"
