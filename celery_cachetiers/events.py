@@ -37,6 +37,9 @@ class Event(Enum):
     BREAKER_OPENED = "breaker_opened"
     BREAKER_CLOSED = "breaker_closed"
     GAP = "gap"
+    FLUSHED = "flushed"
+    SINK_FAILED = "sink_failed"
+    BURIED = "buried"
 
 
 class Events:

@@ -1,4 +1,4 @@
-"""What write-behind needs of a journal, as a protocol: the dirty set of each sink, and its dead-letter.
+"""What write-behind needs of the outside, as protocols: a sink, and a journal with its dirty set and dead-letter.
 
 A record is the last value written under a key that its sink has not taken yet. A rewritten key keeps its place in the
 order and has its newest value.
@@ -6,9 +6,12 @@ order and has its newest value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Protocol
+
+from celery_cachetiers.writes import Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,46 @@ class Backlog:
 
 FULL: Final = 0
 """In place of a sequence: there are as many records as there may be, and the key is not among them."""
+
+
+Unpack = Callable[[Record], tuple[Write, tuple[str, ...]]]
+"""Reads a record: its write, and the tags that it invalidates. May raise `UnusableEntry`."""
+
+Invalidate = Callable[[Sequence[str]], None]
+"""Invalidates tags. May raise `TierUnavailable`."""
+
+Repeat = Callable[[Callable[[], object], float], AbstractContextManager[None]]
+"""Calls a function every so many seconds, in another thread, while a block runs. What it raises ends nothing."""
+
+
+class SinkPort(Protocol):
+    """Where writes go."""
+
+    @property
+    def name(self) -> str:
+        """Of the sink, and of its journal."""
+
+    @property
+    def batch_size(self) -> int:
+        """Writes at most in one call, 1 to 1000."""
+
+    @property
+    def attempts(self) -> int:
+        """How often a write may fail alone before it is buried, at least 1."""
+
+    @property
+    def backoff(self) -> float:
+        """Seconds before what has failed once is tried again; doubles with every failure."""
+
+    def write(self, writes: list[Write]) -> None:
+        """Takes all of the writes, in their order.
+
+        Raises:
+            SinkUnavailable: The sink is down, whatever it is given.
+            SinkTimeout: It hung past its limit; it may take them yet.
+            SinkRejected: It has taken all but some.
+            Exception: Anything else: it has taken none, or nobody knows which.
+        """
 
 
 class Journal(Protocol):

@@ -174,9 +174,14 @@ class MemoryJournal:
 
     def _exhume(self, table: SinkTable, key: str) -> bool:
         dead = table.dead.pop(key, None)
-        if dead is not None and key not in table.dirty:
-            table.dirty[key] = Dirty(replace(dead.record, attempts=0), self._time(), self._in(0.0))
-        return dead is not None
+        if dead is None:
+            return False
+        record, dirty = replace(dead.record, attempts=0), table.dirty.get(key)
+        if dirty is None:
+            table.dirty[key] = Dirty(record, self._time(), self._in(0.0))
+        elif dirty.record.sequence < record.sequence:
+            dirty.record = record
+        return True
 
     def drop(self, sink: str, keys: Sequence[str]) -> int:
         with self.shared.lock:

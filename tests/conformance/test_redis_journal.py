@@ -161,7 +161,8 @@ def test_a_full_server_is_emptied_by_flushing(own: RedisServer, at: Open) -> Non
     journal.write("a", "b", "c", "d")
     fill(own)
 
-    assert names(claimed := journal.claim()) == ["a", "b", "c", "d"]
+    claimed = journal.claim()
+    assert names(claimed) == ["a", "b", "c", "d"]
     assert journal.ours.renew(journal.sink, "ours", names(claimed), LONG) == 4
     assert journal.acknowledge(claimed[:1]) == 1
     journal.give_back(claimed[1:2], failed=True)

@@ -71,6 +71,7 @@ LAYERS = {
             "cache",
             "flush",
             "delivery",
+            "trouble",
             "metrics",
             "metrics.*",
         ),

@@ -198,7 +198,11 @@ class JournalConformance:
     def test_sequences_grow_although_the_last_one_was_lost(self, journal: JournalUnderTest) -> None:
         lost = [*journal.write("a", "b"), journal.ours.sequence(journal.sink)]
         journal.advance(0.001)
-        for follow in (lambda: journal.write("a")[0], lambda: journal.ours.sequence(journal.sink)):
+        follows: tuple[Callable[[], int], ...] = (
+            lambda: journal.write("a")[0],
+            lambda: journal.ours.sequence(journal.sink),
+        )
+        for follow in follows:
             journal.set_last_sequence(journal.sink, None)
 
             assert follow() > max(lost)
@@ -493,6 +497,37 @@ class JournalConformance:
         assert journal.ours.look(journal.sink, "a") == Record("a", sequence, b"newer")
         assert journal.claim_there() == []
         assert journal.acknowledge(claimed) == 1
+
+    def test_of_an_exhumed_and_a_waiting_record_the_newer_one_wins_in_the_place_of_the_other(
+        self, journal: JournalUnderTest
+    ) -> None:
+        journal.set_last_sequence(journal.sink, int(journal.now() * 1e6) + 3_600_000_000)
+        [dead] = journal.dead("a")
+        journal.set_last_sequence(journal.sink, None)
+        journal.advance(0.001)
+        journal.write("a", body=b"older, though written later")
+        journal.give_back(journal.claim(), failed=True)
+        claimed = journal.claim()
+
+        assert journal.ours.exhume(journal.sink, ["a"]) == 1
+        assert journal.claim_there() == []
+        assert journal.acknowledge(claimed) == 0
+        assert journal.claim_there() == [dead]
+
+    def test_what_was_exhumed_is_in_the_dead_letter_no_more(self, journal: JournalUnderTest) -> None:
+        journal.dead("a")
+        journal.ours.exhume(journal.sink, ["a"])
+
+        assert journal.ours.exhume(journal.sink, ["a"]) == 0
+        assert journal.ours.drop(journal.sink, ["a"]) == 0
+
+    def test_attempts_are_buried_with_their_record(self, journal: JournalUnderTest) -> None:
+        journal.write("a")
+        journal.give_back(journal.claim(), failed=True)
+        journal.bury(journal.claim()[0])
+        journal.write("a")
+
+        assert [each.attempts for each in journal.claim()] == [0]
 
     def test_attempts_do_not_come_back_from_the_grave(self, journal: JournalUnderTest) -> None:
         journal.write("a")
