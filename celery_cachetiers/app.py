@@ -41,6 +41,7 @@ from celery_cachetiers.tiers.tracked import TrackedTier
 if TYPE_CHECKING:
     from celery_cachetiers.invalidating import Invalidation
     from celery_cachetiers.registry import Registry
+    from celery_cachetiers.write_behind import WriteBehind
 
 logger = logging.getLogger("celery_cachetiers")
 
@@ -70,6 +71,7 @@ class CacheTiers:
     """What the app's tasks invalidate, by the name of the task."""
     _settings: Settings | None
     _cache: TieredCache | None
+    _writes: WriteBehind | None
 
     def __new__(cls, app: Celery) -> CacheTiers:
         """The app's extension, installed if it was not."""
@@ -87,16 +89,20 @@ class CacheTiers:
         feed(self)
         self.tasks, self.invalidations = weakref.WeakSet(), {}
         self._lock = threading.RLock()
-        self._settings, self._cache = None, None
+        self._settings, self._cache, self._writes = None, None, None
         app._cachetiers = self  # type: ignore[attr-defined]  # lives and dies with its app
         _installed.add(self)
         app.steps["consumer"].add("celery_cachetiers.waiting_room:WaitingRoom")
-        app.steps["worker"].add("celery_cachetiers.registry:StartCheck")
+        app.steps["worker"].update(
+            ["celery_cachetiers.registry:StartCheck", "celery_cachetiers.schedule:WriteBehindCheck"]
+        )
         from celery_cachetiers.invalidating import watch
+        from celery_cachetiers.schedule import listen
         from celery_cachetiers.tasks import register
 
         register(app)
         watch(self)
+        listen()
         return self
 
     @property
@@ -116,6 +122,17 @@ class CacheTiers:
                 if self._cache is None:
                     self._cache = self._build()
         return self._cache
+
+    @property
+    def writes(self) -> WriteBehind:
+        """The journal of this process, made at first use."""
+        if self._writes is None:
+            from celery_cachetiers.write_behind import WriteBehind
+
+            with self._lock:
+                if self._writes is None:
+                    self._writes = WriteBehind(self)
+        return self._writes
 
     def codec(self, policy: Policy) -> Codec:
         """The codec of one task's entries. Raises `ConfigurationError`."""
@@ -187,10 +204,12 @@ class CacheTiers:
         """Closes connections and forgets settings, so that the next call reads ``app.conf`` anew; for tests."""
         with self._lock:
             cache, self._cache, self._settings = self._cache, None, None
+            writes, self._writes = self._writes, None
             for task in self.tasks:
                 task._memoized = None
-        if cache is not None:
-            cache.close()
+        for part in (cache, writes):
+            if part is not None:
+                part.close()
 
     def __repr__(self) -> str:
         parts = self._cache.parts if self._cache is not None else "not used yet"
@@ -198,7 +217,7 @@ class CacheTiers:
 
     def _build(self) -> TieredCache:
         settings = self.settings
-        where = self._where()
+        where = self.where()
         kind = TrackedTier if settings.l1_tracking and where is not None else MemoryTier
         l1 = kind(settings.l1_maxsize, settings.l1_max_bytes, self.clock, trusted=where is None)
         wake_ups = Waiters()
@@ -217,7 +236,8 @@ class CacheTiers:
         keeper = Keeper(store, self.clock, lambda lost: self.events.emit(Event.LEASE_LOST, key=lost.digest))
         return TieredCache(Parts(l1, wake_ups, self.clock, self.events, store, backplane, keeper))
 
-    def _where(self) -> tuple[str, dict[str, Any]] | None:
+    def where(self) -> tuple[str, dict[str, Any]] | None:
+        """URL of L2 and options for its connections; ``None`` for an app that has memory only."""
         if self.in_memory:
             return None
         if self.settings.url is not None:
@@ -235,8 +255,9 @@ class CacheTiers:
         self.counters.reset_after_fork()
         self.events.reset_after_fork()
         self.seen_tags.reset_after_fork()
-        if self._cache is not None:
-            self._cache.reset_after_fork()
+        for part in (self._cache, self._writes):
+            if part is not None:
+                part.reset_after_fork()
 
 
 _LINES: dict[Event, tuple[int, str]] = {

@@ -11,7 +11,7 @@ from celery_cachetiers.commits import check_on_commit
 from celery_cachetiers.dialects import Dialect
 from celery_cachetiers.errors import ConfigurationError
 from celery_cachetiers.keys import KeyMaker
-from celery_cachetiers.policy import Policy, near_miss
+from celery_cachetiers.policy import Policy, check_sink, near_miss
 from celery_cachetiers.templates import TagTemplate, compile_tags
 
 INVALIDATION: Final = ("invalidates", "invalidate_on_failure", "on_commit")
@@ -37,6 +37,7 @@ def checked(cls: type) -> None:
         binder = compile_binder(_unbound(cls, own["run"]), skip_first=False)
         _check_against_signature(binder, options, where)
         check_invalidation(cls, options, binder, where)
+        check_sink(options.get("sink"), options.get("write"), where)
 
 
 def options_of(cls: type) -> dict[str, Any]:

@@ -164,6 +164,12 @@ class Invalidation:
             self._render(template, begun)
         return begun
 
+    def tags_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> tuple[str, ...]:
+        """What a body that gave this result has changed, escaped; what cannot be told is logged, and not among it."""
+        begun = self.begin(args, kwargs)
+        self._find(begun, result)
+        return tuple(sorted({escape_tag(tag) for tag in begun.tags}))
+
     def has_succeeded(self, begun: Run, result: object) -> None:
         """Invalidates. Raises `TierUnavailable` when neither Redis nor the broker has taken it."""
         self._invalidate(begun, result)

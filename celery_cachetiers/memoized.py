@@ -41,7 +41,8 @@ class Memoized:
         codec, tally = self.extension.codec(self.policy), self.extension.counters.of(self.name)
         find = self.policy.tags_from
         tagging = ResultTagging(compile_result_tags(find), self.extension.seen_tags) if find is not None else None
-        self.memo = Memo(self.name, self.policy, codec, tally, TaskFailures(task), tagging=tagging)
+        self.outlet = self.extension.writes.outlet(self.name, self.policy) if self.policy.sink is not None else None
+        self.memo = Memo(self.name, self.policy, codec, tally, TaskFailures(task), tagging=tagging, outlet=self.outlet)
         self.binder = compile_binder(task.run, skip_first=False)
         self.keys = key_maker(self.name, self.binder, task.serializer, self.policy)
         self._own_tags = compile_tags(self.policy.tags, self.binder.names, self.binder.var_keyword is not None)
@@ -59,6 +60,26 @@ class Memoized:
         """The call. Raises `TypeError` for wrong arguments, `UncacheableArgument` for one without a canonical form."""
         values = self.binder(args, kwargs)
         return Call(self.memo, self.keys.digest_of(values), lambda: self._tags(values))
+
+    def write(
+        self,
+        call: Call | None,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        value: object,
+        *,
+        deleted: bool = False,
+    ) -> None:
+        """Hands a value to the task's sink. Raises as `TaskOutlet.deliver`."""
+        assert self.outlet is not None
+        digest, sequence = (call.digest, call.sequence) if call is not None else ("", 0)
+        tags = self.invalidated_by(args, kwargs, value)
+        self.outlet.deliver(digest, args, kwargs, value, deleted=deleted, sequence=sequence, tags=tags)
+
+    def invalidated_by(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: object) -> tuple[str, ...]:
+        """The tags, escaped, that the task declares to invalidate with a value of its own."""
+        invalidation = self.extension.invalidations.get(self.name)
+        return () if invalidation is None else invalidation.tags_of(args, dict(kwargs), value)
 
     def call_or_none(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
         """The same; ``None`` if the call runs uncached, which is said once per argument and counted.

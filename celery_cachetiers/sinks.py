@@ -123,7 +123,7 @@ class Sink:
         """Hands a batch to the sink, and returns when it has it.
 
         Raises:
-            SinkTimeout: It took longer than ``time_limit``; its thread is left to itself, the next batch gets a new one.
+            SinkTimeout: It took longer than ``time_limit``; its thread is left to itself, the next batch gets another.
             SinkUnavailable: No more threads may be started for it; or raised by the sink itself.
 
             And whatever the sink raises, as it raised it.

@@ -72,14 +72,14 @@ class CachedTaskMixin(OnCommitMixin):
     @property
     def cache(self) -> TaskCache:
         """What is cached of this task: ask, put, invalidate."""
-        return TaskCache(self._memoized or self._memoize(), self._dumped, super().__call__)  # type: ignore[misc]
+        return TaskCache(self._memoized or self._memoize(), self._dumped, self._run)
 
     # -- execution seam ---------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         memoized = self._memoized or self._memoize()
         if not memoized.enabled or memoized.extension.suspended:
-            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+            return self._run(args, kwargs)
         request = _own_request(self)
         seat = seat_of(request)
         if isinstance(seat, Answer):
@@ -98,6 +98,8 @@ class CachedTaskMixin(OnCommitMixin):
         if mode == "only":
             return _only(memoized, call)
         compute = partial(super().__call__, *args, **kwargs)  # type: ignore[misc]
+        if memoized.outlet is not None:
+            compute = partial(self._run, args, kwargs, call)
         seat = seat if isinstance(seat, Seat) else BENCH
         terms = Terms(
             claim=(request.id or "") if request is not None else "",
@@ -129,7 +131,20 @@ class CachedTaskMixin(OnCommitMixin):
     def _uncached(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if mode == "only":
             raise NotCached(str(self.name), "(none)")  # type: ignore[attr-defined]
-        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        return self._run(args, kwargs)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call | None = None) -> Any:
+        """Runs the body; what it gives goes to the task's sink, if it has one, cached or not."""
+        memoized = self.memoized
+        if memoized.outlet is None:
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        if call is None:
+            call = memoized.quiet_call(*self._dumped(args, kwargs))
+            if call is not None:
+                _, call.sequence = memoized.outlet.begin(call.digest)
+        value = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        memoized.write(call, args, kwargs, value)
+        return value
 
     # -- publish seam -----------------------------------------------------------------------------------------------
 

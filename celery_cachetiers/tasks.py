@@ -7,6 +7,7 @@ worker do it, which retries until Redis has taken it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from celery import Celery, Task
@@ -119,6 +120,22 @@ def register(app: Celery) -> None:
             acks_late=True,
         )
         declare(_body(app, operation.act))
+    _register_flush(app)
+
+
+def _register_flush(app: Celery) -> None:
+    def flush(sink: str | None = None) -> dict[str, dict[str, int]]:
+        """Hands what waits in the journal to its sinks, or to one of them."""
+        tiers = extension.CacheTiers(app)
+        try:
+            done = tiers.writes.flush(sink)
+        except TierUnavailable as error:  # the next one comes by itself
+            tiers.events.emit(Event.FAILED_OPEN, step="flush", error=str(error))
+            return {}
+        return {name: asdict(each) for name, each in done.items()}
+
+    declare: Any = app.task(name="celery_cachetiers.flush", shared=False, base=Task, ignore_result=True, acks_late=True)
+    declare(flush)
 
 
 def _body(app: Celery, act: Callable[..., None]) -> Callable[..., None]:

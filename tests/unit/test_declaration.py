@@ -69,7 +69,7 @@ def test_a_bad_value_names_option_value_and_range(app: Celery, option: str, valu
 
 @pytest.mark.parametrize(
     "option",
-    ["cache_errors", "error_ttl", "fail_safe", "sink", "write"],
+    ["cache_errors", "error_ttl", "fail_safe"],
 )
 def test_an_option_that_is_not_built_yet_is_refused(app: Celery, option: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{option}=.*does not have the feature yet"):
@@ -235,3 +235,26 @@ def test_an_own_attribute_of_a_base_without_the_cache_is_no_near_miss() -> None:
         tag = "of the project, again"
 
     assert Base.tag
+
+
+@pytest.mark.parametrize("given", [{"sink": "orders"}, {"write": "behind"}, {"write": "through"}])
+def test_a_sink_and_the_way_to_it_go_together(app: Celery, given: dict[str, str]) -> None:
+    [missing] = {"sink", "write"} - given.keys()
+
+    with pytest.raises(ConfigurationError, match=f"{missing}=None"):
+        declare(app, **given)
+
+
+def test_a_base_may_say_one_of_them_and_its_tasks_the_other() -> None:
+    class Ordering(CachedTask):
+        abstract = True
+        sink = "orders"
+
+    class Order(Ordering):
+        name = "order"
+        write = "behind"
+
+        def run(self, number: int) -> int:
+            return number
+
+    assert (Order.sink, Order.write) == ("orders", "behind")

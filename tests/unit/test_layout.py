@@ -61,6 +61,9 @@ LAYERS = {
     "engine": Layer(
         modules=(
             "decisions",
+            "flush",
+            "delivery",
+            "trouble",
             "flight",
             "call",
             "attempt",
@@ -92,6 +95,7 @@ LAYERS = {
         modules=(
             *("", "app", "settings", "declaration", "memoized", "task", "task_cache"),
             *("result", "publishing", "tasks", "failures", "seat", "room", "answering", "loops"),
+            *("outlet", "write_behind", "schedule"),
             *("body", "commits", "invalidating", "registry"),
             *("broker_limits", "worker_requests", "waiting_room", "signals"),
             *("sinks", "sink_writer", "sqlalchemy_sink", "sqlalchemy_statements"),

@@ -44,6 +44,8 @@ BAD_OPTIONS: dict[str, list[object]] = {
     "wait_limit": SECONDS_ABOVE_ZERO,
     "share_errors": FLAGS,
     "cache_if": CALLABLES,
+    "sink": ["", "a b", "é", "x" * 65, 5, True, ["orders"]],
+    "write": ["", "Through", "back", True, 1],
     "l1": FLAGS,
     "l1_ttl": SECONDS_ABOVE_ZERO,
     "l1_copy": FLAGS,
@@ -76,6 +78,9 @@ BAD_SETTINGS: dict[str, list[object]] = {
     "breaker_window": SECONDS,
     "publish_hits": FLAGS,
     "strict_keys": FLAGS,
+    "journal_url": ["", "localhost", "http://localhost", 6379, True],
+    "flush_every": [0, 0.05, 86_401, True, "5", NAN, None],
+    "flush_queue": TEXTS,
 }  # fmt: skip
 
 GOOD_OPTIONS: dict[str, list[tuple[object, object]]] = {
@@ -276,7 +281,8 @@ WITH_SECRETS: dict[str, dict[str, object]] = {
     "in a list": {"url": [f"redis://user:{SECRET}@host/0"]},
     "in the query": {"url": f"redis://host/zero?password={SECRET}"},
     "in a misspelt setting": {"urll": f"redis://user:{SECRET}@host/0"},
-    "in a setting that is not built": {"journal_url": f"redis://user:{SECRET}@host/0"},
+    "in a setting that is not built": {"report_every": f"redis://user:{SECRET}@host/0"},
+    "of the journal": {"journal_url": f"redis://user:{SECRET}@host/zero"},
     "short key": {"signing_key": SECRET[:9]},
     "short bytes": {"signing_key": SECRET[:9].encode()},
     "one short key of two": {"signing_key": [SECRET * 2, SECRET[:9]]},
