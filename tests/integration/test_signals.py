@@ -11,6 +11,7 @@ import pytest
 from celery import Celery
 
 from celery_cachetiers import CachedTask, CacheTiers, TierUnavailable
+from celery_cachetiers.client import Script
 from celery_cachetiers.events import Event
 from celery_cachetiers.signals import cache_hit, cache_miss, cache_stored, tag_invalidated
 from celery_cachetiers.testing import Gate
@@ -141,7 +142,11 @@ def test_requests_that_wait_without_a_slot_are_answered_by_their_leader(app: Cel
     assert heard.each("tier", "stale") == [("leader", False)] * 2
 
 
-def test_an_invalidation_is_told_where_it_is_made_and_where_it_is_heard_of(app: Celery, beside: Celery) -> None:
+def test_an_invalidation_is_told_where_it_is_made_and_where_it_is_heard_of(
+    app: Celery, beside: Celery, redis_server: RedisServer
+) -> None:
+    with redis_server.client() as client:  # else it is announced again, once the server knows the script
+        client.script_load(Script("invalidate").source)
     here, there = Heard(), Heard()
     tag_invalidated.connect(here, sender=app)
     tag_invalidated.connect(there, sender=beside)

@@ -156,8 +156,9 @@ def signals(task: CachedTask) -> None:
     cache_stored.connect(receiver, dispatch_uid="mine")
     cache_hit.disconnect(receiver)
 
-    @tag_invalidated.connect(sender=app)
     def invalidated(sender: Celery, tag: str, heard: bool, **kwargs: Any) -> None: ...
+
+    tag_invalidated.connect(invalidated, sender=app)
 
 
 def errors(error: CacheTiersError) -> None:

@@ -98,7 +98,7 @@ def test_a_miss_then_a_value_stored_then_a_hit(app: Celery) -> None:
     assert heard["tag_invalidated"].told == []
 
 
-@pytest.mark.parametrize("how", ["task", "bound task", "before it is bound", "decorator"])
+@pytest.mark.parametrize("how", ["task", "bound task", "before it is bound", "decorator", "decorator of a bound task"])
 def test_a_receiver_connected_for_one_task_hears_of_that_task_only(app: Celery, how: str) -> None:
     task, heard = square(app), Heard()
 
@@ -116,6 +116,8 @@ def test_a_receiver_connected_for_one_task_hears_of_that_task_only(app: Celery, 
             cache_hit.connect(heard, sender=task)
         case "decorator":
             cache_hit.connect(sender=task)(heard)
+        case "decorator of a bound task":
+            cache_hit.connect(sender=app.tasks["square"])(heard)
     for _ in range(2):
         task(2)
         other(2)
