@@ -6,7 +6,6 @@ ends, and how long anybody waits.
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import queue
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from celery_cachetiers.errors import SinkRejected
+from celery_cachetiers.sink_target import nothing, object_of
 from celery_cachetiers.threads import started
 from celery_cachetiers.writes import Write
 
@@ -140,13 +140,10 @@ class SinkWriter:
             del error  # it holds this frame, which holds it
 
     def _open(self) -> Callable[[list[Write]], object]:
-        target = self._target
-        if not isinstance(target, type) and not callable(getattr(target, "write", None)):
-            return target  # type: ignore[no-any-return]  # a callable, as `sink` has checked
-        # Its own object for each opening: another process, or a thread that was given up, may still use the last one.
-        made = target() if isinstance(target, type) else _own(target)
+        if (made := object_of(self._target)) is None:
+            return self._target  # type: ignore[no-any-return]  # a callable, as `sink` has checked
         self._object = made  # before it opens anything: see `keep_for_ever`
-        getattr(made, "open", _nothing)()
+        getattr(made, "open", nothing)()
         return made.write  # type: ignore[no-any-return]
 
     def _close(self) -> None:
@@ -155,17 +152,9 @@ class SinkWriter:
         if not was_open or made is None or made is self._target:  # what was not opened here is not closed here
             return
         try:
-            getattr(made, "close", _nothing)()
+            getattr(made, "close", nothing)()
         except Exception:
             logger.exception("celery-cachetiers: sink %s could not be closed", self._name)
-
-
-def _own(target: Any) -> Any:
-    return copy.copy(target) if hasattr(target, "open") else target
-
-
-def _nothing() -> None:
-    pass
 
 
 _KEPT: Final[list[object]] = []

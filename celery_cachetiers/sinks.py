@@ -1,30 +1,31 @@
 """Sinks: where values that are written go, each under a name.
 
-Decides what may be a sink, which one a name stands for, how long a batch may take, and what becomes of an open sink
-when the process forks or ends. Leaves to the flusher what goes into a batch and what follows from a failure.
+Decides which sink a name stands for, how long a batch may take, and what becomes of an open sink when the process forks
+or ends. Leaves to the flusher what goes into a batch and what follows from a failure.
 """
 
 from __future__ import annotations
 
 import atexit
-import dataclasses
-import inspect
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final
 from weakref import WeakSet
 
 from celery.signals import worker_process_shutdown
 
 from celery_cachetiers import options as rules
 from celery_cachetiers.errors import ConfigurationError, SinkTimeout, SinkUnavailable
-from celery_cachetiers.options import Rule
+from celery_cachetiers.sink_policy import SinkPolicy
+from celery_cachetiers.sink_target import Target, place, refuse_unusable
 from celery_cachetiers.sink_writer import Batch, SinkWriter, keep_for_ever, logger
 from celery_cachetiers.writes import Write
+
+__all__ = ["Sink", "SinkPolicy", "find", "registered", "sink"]
 
 FORK_PATIENCE: Final = 1.0
 """Seconds that a fork waits for the batches under way: a child must not inherit an open database."""
@@ -34,60 +35,6 @@ CLOSE_PATIENCE: Final = 5.0
 
 HANGING_LIMIT: Final = 16
 """Threads of one sink that may hang in a process before no more are started."""
-
-
-class _Writes(Protocol):
-    def write(self, writes: list[Write]) -> object: ...
-
-
-Target = TypeVar("Target", bound=Callable[[list[Write]], object] | _Writes | type[_Writes])
-
-
-def _option(default: Any, rule: Rule, doc: str) -> Any:
-    return dataclasses.field(default=default, metadata={"rule": rule, "doc": doc, "setting": None})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SinkPolicy:
-    """A sink's options, under the names that `sink` has for them."""
-
-    batch_size: int = _option(500, rules.BATCH, "writes in one batch at most")
-    max_delay: float | None = _option(
-        None,
-        rules.optional(rules.POSITIVE),
-        "seconds a write waits at most; by default as long as a flush takes to come",
-    )
-    attempts: int = _option(8, rules.COUNT, "failures of one write after which it goes to the dead-letter")
-    backoff: float = _option(
-        1.0, rules.NOT_NEGATIVE, "seconds until the second attempt; they double with each one more"
-    )
-    time_limit: float = _option(30.0, rules.LEASE, "seconds one batch may take, opening the sink included")
-    max_pending: int = _option(100_000, rules.COUNT, "writes that may wait in the journal")
-    when_full: str = _option(
-        "block",
-        rules.choice("block", "through", "raise"),
-        'what a write does that finds the journal full. ``"block"``: waits; ``"through"``: goes to the sink at once; '
-        '``"raise"``: raises `JournalFull`',
-    )
-    durability: str | None = _option(
-        None,
-        rules.optional(rules.choice("replica", "disk")),
-        'what a write waits for besides the server. ``"replica"``: a replica has it (WAIT); ``"disk"``: it is on disk '
-        "(WAITAOF, Redis 7.2)",
-    )
-
-    @classmethod
-    def resolve(cls, given: dict[str, object], where: str) -> SinkPolicy:
-        """The options, each checked.
-
-        Raises:
-            ConfigurationError: Naming option, value and allowed range.
-        """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        checked: dict[str, Any] = {
-            name: fields[name].metadata["rule"].check(name, value, where) for name, value in given.items()
-        }
-        return cls(**checked)
 
 
 class Sink:
@@ -123,7 +70,7 @@ class Sink:
         """Hands a batch to the sink, and returns when it has it.
 
         Raises:
-            SinkTimeout: It took longer than ``time_limit``; its thread is left to itself, the next batch gets another.
+            SinkTimeout: It took longer than ``time_limit``: its thread is left to itself, the next batch has a new one.
             SinkUnavailable: No more threads may be started for it; or raised by the sink itself.
 
             And whatever the sink raises, as it raised it.
@@ -267,7 +214,7 @@ def sink(
     del caller
 
     def register(target: Target) -> Target:
-        _refuse_unusable(target, f"sink {checked}")
+        refuse_unusable(target, f"sink {checked}")
         _register(checked, target, policy, line)
         return target
 
@@ -292,44 +239,14 @@ def registered() -> dict[str, Sink]:
 
 
 def _register(name: str, target: object, policy: SinkPolicy, line: tuple[object, ...]) -> None:
-    place = _place(target, line)
+    found = place(target, line)
     before = _names.get(name)
     if before is not None:
-        if before.sink.target is not target and before.place != place:
+        if before.sink.target is not target and before.place != found:
             allowed = f"a name of its own: {before.sink.target!r} has this one"
             raise ConfigurationError("sink", name, allowed, repr(target))
         before.sink.close()
-    _names[name] = _Entry(Sink(name, target, policy), place)
-
-
-def _place(target: object, line: tuple[object, ...]) -> tuple[object, ...]:
-    """Where something is defined: the same after its module is loaded again."""
-    qualname = getattr(target, "__qualname__", None)
-    if qualname is None or "<lambda>" in qualname:
-        return line
-    return getattr(target, "__module__", None), qualname
-
-
-def _refuse_unusable(target: object, where: str) -> None:
-    write = getattr(target, "write", None)
-    body = write if callable(write) else target
-    allowed = "a callable over a list of Write, or a class or an object with write(writes)"
-    if not callable(body) or (isinstance(target, type) and not callable(write)):
-        raise ConfigurationError("sink", target, allowed, where)
-    if inspect.iscoroutinefunction(body) or inspect.isgeneratorfunction(body):
-        raise ConfigurationError("sink", target, f"{allowed}; not async, and no generator", where)
-    if isinstance(target, type) and not _made_without_arguments(target):
-        raise ConfigurationError("sink", target, "a class that is made without arguments; else give an object", where)
-
-
-def _made_without_arguments(cls: type) -> bool:
-    try:
-        inspect.signature(cls).bind()
-    except TypeError:
-        return False
-    except ValueError:  # it tells nothing
-        return True
-    return True
+    _names[name] = _Entry(Sink(name, target, policy), found)
 
 
 # -- the end of a process, and forks ----------------------------------------------------------------------------------
