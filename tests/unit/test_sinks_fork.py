@@ -1,4 +1,4 @@
-"""Sinks over forks and at the end of a process: each program runs in an interpreter of its own and notes what it sees."""
+"""Sinks over forks and at the end of a process: each program has an interpreter of its own and notes what it sees."""
 
 from __future__ import annotations
 
