@@ -140,6 +140,13 @@ class Journal(Protocol):
     def look(self, sink: str, key: str) -> Record | None:
         """The dirty value of a key, whoever has claimed it; its attempts are not told."""
 
+    def stands(self, sink: str, written: Sequence[tuple[str, int]]) -> list[bool]:
+        """Whether each of these writes is still the last of its key that no sink has taken.
+
+        Args:
+            written: Key and sequence of each.
+        """
+
     def claim(self, sink: str, token: str, limit: int, seconds: float, key: str = "") -> list[Record]:
         """Claims records that are due and nobody's, the first due first: in the order in which they were written.
 

@@ -186,19 +186,38 @@ class TaskOutlet:
     def deliver_all(
         self, items: Sequence[tuple[str, Sequence[Any], Mapping[str, Any], object]], *,
         deleted: bool = False, sequence: int = 0, tags: Sequence[Sequence[str]] = (),
-    ) -> None:  # fmt: skip
-        """The same for several writes, in one round trip. Raises as `deliver`, and may have written some of them."""
+    ) -> list[tuple[str, int]]:  # fmt: skip
+        """The same for several writes, in one round trip. Raises as `deliver`, and may have written some of them.
+
+        Returns:
+            Key and sequence of each that the journal has taken.
+        """
         now = self._clock.time()
         writes = [
             Write(self.task, tuple(args), dict(kwargs), key, value, deleted, sequence, now)
             for key, args, kwargs, value in items
         ]
-        past = writes if self._journal is None else self._behind(self._journal, writes, tags)
+        taken: list[tuple[str, int]] = []
+        past = writes if self._journal is None else self._behind(self._journal, writes, tags, taken)
         for at in range(0, len(past), self.sink.options.batch_size):
             self._through(past[at : at + self.sink.options.batch_size])
+        return taken
 
-    def _behind(self, journal: SafeJournal, writes: list[Write], tags: Sequence[Sequence[str]]) -> list[Write]:
-        """Those that the journal has not taken."""
+    def overtaken(self, taken: Sequence[tuple[str, int]]) -> list[str]:
+        """Keys of writes that somebody else has overtaken meanwhile, or may have. Costs: 1 round trip."""
+        if not taken or self._journal is None:
+            return []
+        try:
+            stands = self._journal.journal.stands(self.sink.name, taken)
+        except TierUnavailable as error:
+            self._tell("look into the journal", error)
+            return [key for key, _ in taken]
+        return [key for (key, _), last in zip(taken, stands, strict=True) if not last]
+
+    def _behind(
+        self, journal: SafeJournal, writes: list[Write], tags: Sequence[Sequence[str]], taken: list[tuple[str, int]]
+    ) -> list[Write]:
+        """Those that the journal has not taken; the others go into ``taken``."""
         bodies: list[tuple[str, bytes]] = []
         held, past = list[Write](), list[Write]()
         for at, write in enumerate(writes):
@@ -214,12 +233,14 @@ class TaskOutlet:
             return past
         journal.check()
         try:
-            return past + self._taken(journal, held, bodies)
+            return past + self._take(journal, held, bodies, taken)
         except TierUnavailable as error:
             self._tell("write into the journal", error)
             return past + held
 
-    def _taken(self, journal: SafeJournal, held: list[Write], bodies: list[tuple[str, bytes]]) -> list[Write]:
+    def _take(
+        self, journal: SafeJournal, held: list[Write], bodies: list[tuple[str, bytes]], taken: list[tuple[str, int]]
+    ) -> list[Write]:
         """Writes into the journal until it has room; returns what goes past it."""
         options, deadline = self.sink.options, self._clock.monotonic() + self.sink.options.time_limit
         while True:
@@ -227,7 +248,9 @@ class TaskOutlet:
             sequences = journal.journal.write(
                 self.sink.name, bodies, options.max_pending, sequences=given, durability=options.durability
             )
-            journal.count(self.sink, sum(sequence != FULL for sequence in sequences))
+            done = [(write.key, each) for write, each in zip(held, sequences, strict=True) if each != FULL]
+            taken += done
+            journal.count(self.sink, len(done))
             left = [at for at, sequence in enumerate(sequences) if sequence == FULL]
             if not left:
                 return []

@@ -18,7 +18,7 @@ from celery_cachetiers.journal_port import Backlog, Buried, Record
 
 _WRITE, _SEQUENCE, _CLAIM = Script("journal_write"), Script("journal_sequence"), Script("journal_claim")
 _RENEW, _ACKNOWLEDGE, _GIVE_BACK = Script("journal_renew"), Script("journal_acknowledge"), Script("journal_give_back")
-_BEGIN = Script("journal_begin")
+_BEGIN, _STANDS = Script("journal_begin"), Script("journal_stands")
 _BURY, _EXHUME, _DROP = Script("journal_bury"), Script("journal_exhume"), Script("journal_drop")
 
 _SEQUENCE_BYTES: Final = 8
@@ -78,6 +78,13 @@ class RedisJournal:
         [name] = self._names(sink, "v")
         value = self._client.call(lambda _: ("HGET", name, key), must_try=True)
         return None if value is None else _record(key, value)
+
+    def stands(self, sink: str, written: Sequence[tuple[str, int]]) -> list[bool]:
+        names = self._names(sink, "v")
+        found: list[int] = []
+        for at in range(0, len(written), _AT_ONCE):
+            found += self._run(_STANDS, names, *_pairs(written[at : at + _AT_ONCE]))
+        return list(map(bool, found))
 
     def claim(self, sink: str, token: str, limit: int, seconds: float, key: str = "") -> list[Record]:
         found = self._run(_CLAIM, self._names(sink, "v", "d", "c", "a"), token, limit, _us(seconds), key)

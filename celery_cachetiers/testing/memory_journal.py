@@ -100,6 +100,11 @@ class MemoryJournal:
             dirty = self.shared.sinks[sink].dirty.get(key)
             return None if dirty is None else replace(dirty.record, attempts=0)
 
+    def stands(self, sink: str, written: Sequence[tuple[str, int]]) -> list[bool]:
+        with self.shared.lock:
+            dirty = self.shared.sinks[sink].dirty
+            return [key in dirty and dirty[key].record.sequence == sequence for key, sequence in written]
+
     def claim(self, sink: str, token: str, limit: int, seconds: float, key: str = "") -> list[Record]:
         with self.shared.lock:
             dirty = self.shared.sinks[sink].dirty
