@@ -87,6 +87,9 @@ class MemoryJournal:
             dirty.record = record
         return record.sequence
 
+    def beside(self, sink: str, writes: Sequence[tuple[str, bytes]], max_pending: int) -> None:
+        return None
+
     def begin(self, sink: str, key: str) -> tuple[Record | None, int]:
         with self.shared.lock:
             return self.look(sink, key), self.sequence(sink)
