@@ -7,6 +7,7 @@ from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import (
     CacheTiersError,
     ConfigurationError,
+    JournalFull,
     NotCached,
     SinkRejected,
     SinkTimeout,
@@ -17,8 +18,11 @@ from celery_cachetiers.errors import (
     UnusableEntry,
 )
 from celery_cachetiers.result import CachedResult, FollowingResult
+from celery_cachetiers.sinks import sink
+from celery_cachetiers.sqlalchemy_sink import SQLAlchemySink
 from celery_cachetiers.task import CachedTask, CachedTaskMixin
 from celery_cachetiers.tasks import clear, invalidate_key, invalidate_tag, invalidate_tags
+from celery_cachetiers.writes import Write
 
 __version__ = _version("celery-cachetiers")
 
@@ -31,7 +35,9 @@ __all__ = [
     "CachedTaskMixin",
     "ConfigurationError",
     "FollowingResult",
+    "JournalFull",
     "NotCached",
+    "SQLAlchemySink",
     "SinkRejected",
     "SinkTimeout",
     "SinkUnavailable",
@@ -39,9 +45,11 @@ __all__ = [
     "TierUnavailable",
     "UncacheableArgument",
     "UnusableEntry",
+    "Write",
     "__version__",
     "clear",
     "invalidate_key",
     "invalidate_tag",
     "invalidate_tags",
+    "sink",
 ]

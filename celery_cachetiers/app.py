@@ -6,20 +6,23 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from celery import Celery, _state
+from celery import Celery, Task, _state
 from celery.local import Proxy
 
 from celery_cachetiers.backplane.ears import Ears
 from celery_cachetiers.backplane.redis import RedisBackplane
+from celery_cachetiers.backplane.tracking import Tracking
 from celery_cachetiers.backplane.waiters import Waiters
 from celery_cachetiers.breaker import Breaker
 from celery_cachetiers.cache import TieredCache
 from celery_cachetiers.client import RedisClient
 from celery_cachetiers.clock import Clock, SystemClock
 from celery_cachetiers.codec import Codec
+from celery_cachetiers.commits import check_on_commit, open_transactions
 from celery_cachetiers.errors import ConfigurationError
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.leases.keeper import Keeper
@@ -27,11 +30,18 @@ from celery_cachetiers.metrics.tally import Counters
 from celery_cachetiers.parts import Parts
 from celery_cachetiers.policy import Policy, Settings
 from celery_cachetiers.settings import backend_redis, settings_of
+from celery_cachetiers.signals import feed
 from celery_cachetiers.templates import checked_tag, escape_tag
 from celery_cachetiers.tiers.layout import Layout
 from celery_cachetiers.tiers.memory import MemoryTier
 from celery_cachetiers.tiers.redis import RedisStore
 from celery_cachetiers.tiers.seen_tags import SeenTags
+from celery_cachetiers.tiers.tracked import TrackedTier
+
+if TYPE_CHECKING:
+    from celery_cachetiers.invalidating import Invalidation
+    from celery_cachetiers.registry import Registry
+    from celery_cachetiers.write_behind import WriteBehind
 
 logger = logging.getLogger("celery_cachetiers")
 
@@ -57,8 +67,11 @@ class CacheTiers:
     in_memory: bool = False
     """True leaves Redis out at the next `reset`; for tests."""
     tasks: weakref.WeakSet[Any]
+    invalidations: dict[str, Invalidation]
+    """What the app's tasks invalidate, by the name of the task."""
     _settings: Settings | None
     _cache: TieredCache | None
+    _writes: WriteBehind | None
 
     def __new__(cls, app: Celery) -> CacheTiers:
         """The app's extension, installed if it was not."""
@@ -73,15 +86,23 @@ class CacheTiers:
         self.events, self.counters, self.seen_tags = Events(), Counters(), SeenTags()
         self.events.subscribe(self.counters)
         self.events.subscribe(log, *_LINES)
-        self.tasks = weakref.WeakSet()
+        feed(self)
+        self.tasks, self.invalidations = weakref.WeakSet(), {}
         self._lock = threading.RLock()
-        self._settings, self._cache = None, None
+        self._settings, self._cache, self._writes = None, None, None
         app._cachetiers = self  # type: ignore[attr-defined]  # lives and dies with its app
         _installed.add(self)
         app.steps["consumer"].add("celery_cachetiers.waiting_room:WaitingRoom")
+        app.steps["worker"].update(
+            ["celery_cachetiers.registry:StartCheck", "celery_cachetiers.schedule:WriteBehindCheck"]
+        )
+        from celery_cachetiers.invalidating import watch
+        from celery_cachetiers.schedule import listen
         from celery_cachetiers.tasks import register
 
         register(app)
+        watch(self)
+        listen()
         return self
 
     @property
@@ -102,6 +123,17 @@ class CacheTiers:
                     self._cache = self._build()
         return self._cache
 
+    @property
+    def writes(self) -> WriteBehind:
+        """The journal of this process, made at first use."""
+        if self._writes is None:
+            from celery_cachetiers.write_behind import WriteBehind
+
+            with self._lock:
+                if self._writes is None:
+                    self._writes = WriteBehind(self)
+        return self._writes
+
     def codec(self, policy: Policy) -> Codec:
         """The codec of one task's entries. Raises `ConfigurationError`."""
         conf = self.app.conf
@@ -113,41 +145,71 @@ class CacheTiers:
             signing_keys=self.settings.signing_key,
         )
 
-    def invalidate_tag(self, tag: str) -> None:
+    @property
+    def registry(self) -> Registry:
+        """Which tasks depend on which tags, and which invalidate them, as declared; finalizes the app."""
+        from celery_cachetiers.registry import Registry
+
+        return Registry(self.app.tasks.values())
+
+    def invalidate_tag(self, tag: str, on_commit: Any = None) -> None:
         """Makes every entry under a tag a miss, in every process that reads L2, before it returns.
+
+        Args:
+            on_commit: ``None`` waits for the commit if Django has an atomic block open here, ``False`` does not; a
+                SQLAlchemy session (or a callable that returns it) waits for its commit. What waits is dropped on a
+                rollback, and handed to a worker if Redis cannot be reached at the commit.
 
         Raises:
             TagError: The tag cannot be one.
             TierUnavailable: Redis was not reached: the entries may still be served; repeat it.
+            ConfigurationError: There is nothing of the kind that ``on_commit`` names.
 
         Costs: 1 round trip, whatever the number of entries.
         """
-        self.invalidate_tags([tag])
+        self.invalidate_tags([tag], on_commit)
 
-    def invalidate_tags(self, tags: Sequence[str]) -> None:
+    def invalidate_tags(self, tags: Sequence[str], on_commit: Any = None) -> None:
         """The same for several tags at once, in one round trip."""
         if isinstance(tags, str):
             raise TypeError(f"invalidate_tags takes a list of tags, not the string {tags!r}; see invalidate_tag")
-        self.cache.invalidate([escape_tag(checked_tag(tag)) for tag in tags])
+        given = list(tags)
+        names = [escape_tag(checked_tag(tag)) for tag in given]
+        self._act(lambda: self.cache.invalidate(names), on_commit, "invalidate_tags", given)
 
-    def invalidate_key(self, key: str) -> None:
+    def invalidate_key(self, key: str, on_commit: Any = None) -> None:
         """Removes one entry by its key, as ``task.cache.key(...)`` gives it; a leader that computes it is refused."""
         if not isinstance(key, str) or len(key) != 32 or not set(key) <= set("0123456789abcdef"):
             raise ValueError(f"{key!r} is not a key: 32 hex characters, as task.cache.key(...) returns them")
-        self.cache.invalidate_key(key)
+        self._act(lambda: self.cache.invalidate_key(key), on_commit, "invalidate_key", key)
 
-    def clear(self, task: str | None = None) -> None:
+    def clear(self, task: str | None = None, on_commit: Any = None) -> None:
         """Makes every entry of one task (by name), or of the whole namespace, a miss. Costs: 1 round trip."""
-        self.cache.clear(task)
+        self._act(lambda: self.cache.clear(task), on_commit, "clear", task)
+
+    def _act(self, act: Callable[[], None], on_commit: Any, operation: str, *args: object) -> None:
+        """Now, for the caller to repeat; or after the commit, when nobody would: then a worker is asked to."""
+        check_on_commit(on_commit, f"{operation}()")
+        waits = open_transactions(on_commit, f"{operation}()")
+        if not waits:
+            return act()
+        self.cache  # noqa: B018 - what is wrong with the settings is said here, not in the midst of a commit
+        from celery_cachetiers.tasks import or_hand_over
+
+        for wait in waits:
+            wait(partial(or_hand_over, self, act, operation, *args))
+        return None
 
     def reset(self) -> None:
         """Closes connections and forgets settings, so that the next call reads ``app.conf`` anew; for tests."""
         with self._lock:
             cache, self._cache, self._settings = self._cache, None, None
+            writes, self._writes = self._writes, None
             for task in self.tasks:
                 task._memoized = None
-        if cache is not None:
-            cache.close()
+        for part in (cache, writes):
+            if part is not None:
+                part.close()
 
     def __repr__(self) -> str:
         parts = self._cache.parts if self._cache is not None else "not used yet"
@@ -155,8 +217,9 @@ class CacheTiers:
 
     def _build(self) -> TieredCache:
         settings = self.settings
-        where = self._where()
-        l1 = MemoryTier(settings.l1_maxsize, settings.l1_max_bytes, self.clock, trusted=where is None)
+        where = self.where()
+        kind = TrackedTier if settings.l1_tracking and where is not None else MemoryTier
+        l1 = kind(settings.l1_maxsize, settings.l1_max_bytes, self.clock, trusted=where is None)
         wake_ups = Waiters()
         if where is None:
             if not self.in_memory:
@@ -166,12 +229,15 @@ class CacheTiers:
         breaker = Breaker(settings.breaker_window, self.clock, self._breaker_changed)
         client = RedisClient(url, settings.timeout, breaker, **options)
         layout = Layout(settings.namespace)
-        backplane = RedisBackplane(client, layout, Ears(l1, wake_ups, self.events), self.clock)
+        ears = Ears(l1, wake_ups, self.events)
+        tracking = Tracking(client, layout, l1, ears, self.clock) if isinstance(l1, TrackedTier) else None
+        backplane = RedisBackplane(client, layout, ears, self.clock, tracking)
         store = RedisStore(client, layout, lambda: backplane.inbox, self._unusable)
         keeper = Keeper(store, self.clock, lambda lost: self.events.emit(Event.LEASE_LOST, key=lost.digest))
         return TieredCache(Parts(l1, wake_ups, self.clock, self.events, store, backplane, keeper))
 
-    def _where(self) -> tuple[str, dict[str, Any]] | None:
+    def where(self) -> tuple[str, dict[str, Any]] | None:
+        """URL of L2 and options for its connections; ``None`` for an app that has memory only."""
         if self.in_memory:
             return None
         if self.settings.url is not None:
@@ -187,9 +253,11 @@ class CacheTiers:
     def _after_fork(self) -> None:
         self._lock = threading.RLock()
         self.counters.reset_after_fork()
+        self.events.reset_after_fork()
         self.seen_tags.reset_after_fork()
-        if self._cache is not None:
-            self._cache.reset_after_fork()
+        for part in (self._cache, self._writes):
+            if part is not None:
+                part.reset_after_fork()
 
 
 _LINES: dict[Event, tuple[int, str]] = {
@@ -197,6 +265,7 @@ _LINES: dict[Event, tuple[int, str]] = {
     Event.BREAKER_CLOSED: (logging.INFO, "Redis answers again"),
     Event.LEASE_LOST: (logging.WARNING, "a lease was lost while its task ran; the value goes to its caller only"),
     Event.TAKEN_OVER: (logging.WARNING, "a leader outlasted wait_limit and was replaced"),
+    Event.HANDED_OVER: (logging.WARNING, "Redis cannot be reached; a worker was asked to invalidate once it can"),
     Event.UNUSABLE: (logging.DEBUG, "an entry could not be read or written"),
     Event.FAILED_OPEN: (logging.DEBUG, "a call goes on without Redis"),
 }
@@ -228,6 +297,38 @@ def _reset_children() -> None:
     for extension in list(_installed):
         extension._after_fork()
 
+
+def _install_where_declared(app: Celery) -> None:
+    """Installs the extension in an app that only invalidates, for tasks that were bound before this was imported."""
+    tasks = app._tasks.values()  # type: ignore[attr-defined]  # `tasks` would finalize
+    if any(getattr(type(task), "invalidates", None) is not None for task in tasks):
+        CacheTiers(app)
+
+
+_on_bound = Task.on_bound.__func__  # type: ignore[attr-defined]  # of the classmethod
+
+
+def _bound(cls: Any, app: Celery) -> None:
+    """Sees every task as it is bound to an app, which is before its first call, however early that is.
+
+    Celery calls this hook for "additional actions when the task class is bound to an app", and has none itself.
+    """
+    _on_bound(cls, app)
+    task = app._tasks.get(cls.name)  # type: ignore[attr-defined]
+    declares = getattr(cls, "invalidates", None) is not None
+    if type(task) is not cls or not (declares or hasattr(app, "_cachetiers")):
+        return
+    from celery_cachetiers.invalidating import declare
+
+    try:
+        declare(CacheTiers(app), task)
+    except ConfigurationError:
+        app._tasks.pop(cls.name, None)  # type: ignore[attr-defined]  # else the next look would find it, and it would run
+        raise
+
+
+Task.on_bound = classmethod(_bound)  # type: ignore[assignment,method-assign]
+_state.connect_on_app_finalize(_install_where_declared)
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows, which does not fork
     os.register_at_fork(after_in_child=_reset_children)

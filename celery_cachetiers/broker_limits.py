@@ -24,7 +24,8 @@ def capacity(consumer: Any) -> tuple[int, bool]:
     Where it cannot grow by as many, half of what the worker takes in advance may be held. It must not grow past its
     limit: kombu caps what is added, and not what is taken away again.
     """
-    prefetched, limit = consumer.initial_prefetch_count, consumer.qos.max_prefetch
+    prefetched = consumer.initial_prefetch_count
+    limit = getattr(consumer.qos, "max_prefetch", None)  # kombu 5.6 has it first
     if not prefetched:  # no limit at all
         return MOST_HELD, False
     spare = max(prefetched - consumer.pool.num_processes, 0) // 2

@@ -69,7 +69,10 @@ class TieredCache:
         if self._inside.digests or memo.policy.consistency == "strict":
             reading = self._reader.remembered(call)
             return MISSING if reading is None else reading.value
-        return self._l1.get(call.digest, memo.tally)
+        value = self._l1.get(call.digest, memo.tally)
+        if self.events.of_l1 and value is not MISSING:
+            self.events.tell_l1_hit(memo.task, call.digest)
+        return value
 
     def look(self, call: Call) -> Reading | None:
         """The value in L1 or L2, stale ones included; ``None`` for a miss, or when L2 cannot be asked.
@@ -82,7 +85,7 @@ class TieredCache:
         reading = self._reader.read(call)
         if reading is None or reading.value is MISSING:
             return None
-        self.events.emit(Event.HIT, call.memo.task, tier="l2", stale=reading.stale)
+        self.events.emit(Event.HIT, call.memo.task, tier="l2", stale=reading.stale, key=call.digest)
         return reading
 
     def fetch(self, call: Call, compute: Compute, terms: Terms = PLAIN) -> object:
@@ -104,7 +107,7 @@ class TieredCache:
         reading = self._reader.read(call) if looks else None
         if reading is not None and reading.value is not MISSING and not reading.stale:
             streak.misses = 0
-            self.events.emit(Event.HIT, call.memo.task, tier="l2", stale=False)
+            self.events.emit(Event.HIT, call.memo.task, tier="l2", stale=False, key=call.digest)
             return reading.value
         streak.misses += 1
         attempt = Attempt(call, compute, arrived, terms)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from celery_cachetiers.entry import Header, tag_names
+from celery_cachetiers.journal_port import Outlet
 from celery_cachetiers.metrics.tally import Tally
 from celery_cachetiers.policy import Policy
 from celery_cachetiers.ports import Codec, Failures, TagMemory
@@ -47,7 +48,10 @@ class ResultTagging:
 
 @dataclass(frozen=True, slots=True)
 class Memo:
-    """What all calls of one task share; ``tagging`` is ``None`` for a task whose results give no tags."""
+    """What all calls of one task share.
+
+    ``tagging`` is ``None`` for a task whose results give no tags, ``outlet`` for one without a sink.
+    """
 
     task: str
     policy: Policy
@@ -56,6 +60,7 @@ class Memo:
     failures: Failures = field(default_factory=Unshared)
     streak: Streak = field(default_factory=Streak)
     tagging: ResultTagging | None = None
+    outlet: Outlet | None = None
 
 
 @dataclass(slots=True)
@@ -66,11 +71,13 @@ class Call:
         memo: The task's side.
         digest: The key, 32 hex characters.
         find_tags: Renders the tags, implicit ones first; asked at most once, and never for an L1 hit.
+        sequence: Of what is computed for it, from before the compute; 0 where there is no sink.
     """
 
     memo: Memo
     digest: str
     find_tags: Callable[[], tuple[str, ...]]
+    sequence: int = field(default=0, init=False)
     _tags: tuple[str, ...] | None = field(default=None, init=False)
 
     @property

@@ -63,7 +63,7 @@ class RedisClient:
     """
 
     def __init__(self, url: str, timeout: float, breaker: Breaker, **options: Any) -> None:
-        self.breaker, self._timeout = breaker, timeout
+        self.breaker, self.timeout = breaker, timeout
         known = inspect.signature(redis.connection.AbstractConnection.__init__).parameters
         quiet = {"driver_info": None} if "driver_info" in known else {"lib_name": None, "lib_version": None}
         asked: dict[str, Any] = {**options, **parse_url(url)}  # type: ignore[no-untyped-call]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
-from celery_cachetiers.binder import compile_binder
+from celery_cachetiers.binder import Binder, compile_binder
+from celery_cachetiers.commits import check_on_commit
 from celery_cachetiers.dialects import Dialect
 from celery_cachetiers.errors import ConfigurationError
 from celery_cachetiers.keys import KeyMaker
-from celery_cachetiers.policy import Policy, near_miss
-from celery_cachetiers.templates import compile_tags
+from celery_cachetiers.policy import Policy, check_sink, near_miss
+from celery_cachetiers.templates import TagTemplate, compile_tags
+
+INVALIDATION: Final = ("invalidates", "invalidate_on_failure", "on_commit")
+"""The task options that any task may have, whatever its base."""
 
 
 def checked(cls: type) -> None:
@@ -29,7 +34,10 @@ def checked(cls: type) -> None:
     Policy.check(options, where)
     _refuse_misspelt(cls, where)
     if own.get("run") is not None:
-        _check_against_signature(_unbound(cls, own["run"]), options, where)
+        binder = compile_binder(_unbound(cls, own["run"]), skip_first=False)
+        _check_against_signature(binder, options, where)
+        check_invalidation(cls, options, binder, where)
+        check_sink(options.get("sink"), options.get("write"), where)
 
 
 def options_of(cls: type) -> dict[str, Any]:
@@ -40,6 +48,64 @@ def options_of(cls: type) -> dict[str, Any]:
         if value is not None:
             found[name] = value
     return found
+
+
+def invalidation_of(cls: type, where: str) -> dict[str, Any]:
+    """What the class of any task, cached or not, says about invalidating, each checked on its own.
+
+    Raises:
+        ConfigurationError: A bad value.
+    """
+    given = {name: value for name in INVALIDATION if (value := getattr(cls, name, None)) is not None}
+    if "invalidates" not in given:
+        given.pop("on_commit", None)  # without the other somebody else's word, for all we know
+        refuse_alone(cls, given, where)
+    return Policy.check(given, where)
+
+
+def check_invalidation(cls: type, options: Mapping[str, Any], binder: Binder, where: str) -> tuple[TagTemplate, ...]:
+    """Checks what a task's class says about invalidating against its arguments; returns the templates.
+
+    Raises:
+        ConfigurationError: A template names no argument, a callable does not take (arguments, result), there is
+            nothing to invalidate, or no database of the kind that ``on_commit`` names.
+    """
+    invalidates = options.get("invalidates")
+    if invalidates is None:
+        refuse_alone(cls, options, where)
+        return ()
+    check_on_commit(options.get("on_commit"), where)
+    if callable(invalidates):
+        _check_takes_two(invalidates, where)
+        return ()
+    names, open_ended = binder.argument_names, binder.var_keyword is not None
+    try:
+        return tuple(TagTemplate.parse(text, names, open_ended=open_ended) for text in invalidates)
+    except ConfigurationError as error:
+        raise ConfigurationError("invalidates", error.value, error.allowed, where) from None
+
+
+def refuse_alone(cls: type, options: Mapping[str, Any], where: str) -> None:
+    """Refuses what a task itself, and not a base for many tasks, says about invalidating nothing.
+
+    Raises:
+        ConfigurationError: It does.
+    """
+    for name in INVALIDATION[1:]:
+        if name in options and name in vars(cls):
+            raise ConfigurationError(name, options[name], "it goes with invalidates=[...], which is missing", where)
+
+
+def _check_takes_two(invalidates: Callable[..., Any], where: str) -> None:
+    try:
+        signature = inspect.signature(invalidates)
+    except (TypeError, ValueError):  # it does not say
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        allowed = "a callable over (arguments, result), two positional arguments"
+        raise ConfigurationError("invalidates", invalidates, allowed, where) from None
 
 
 def _refuse_misspelt(cls: type, where: str) -> None:
@@ -64,9 +130,8 @@ def _unbound(cls: type, run: Any) -> Callable[..., Any]:
     return bound
 
 
-def _check_against_signature(run: Callable[..., Any], options: Mapping[str, Any], where: str) -> None:
+def _check_against_signature(binder: Binder, options: Mapping[str, Any], where: str) -> None:
     """Checks the options that name arguments."""
-    binder = compile_binder(run, skip_first=False)
     try:
         compile_tags(options.get("tags", ()), binder.names, binder.var_keyword is not None)
         KeyMaker(where, binder, Dialect.NATIVE, "", options.get("ignore", ()), options.get("key"))

@@ -103,35 +103,14 @@ class TierUnavailable(CacheTiersError):
     """
 
 
-class SinkUnavailable(CacheTiersError):
-    """Raised when a whole sink is down: raise it in a sink, and its writes are tried again with none counted as failed.
-
-    For example where the database cannot be reached, which says nothing about any of the writes.
-    """
-
-
-class SinkRejected(CacheTiersError):
-    """Raised when a sink has taken all writes but some: raise it in a sink, and only those it names have failed.
-
-    Attributes:
-        failures: What each of the failed writes failed with, by its ``key``. With a key that the sink was not given, it
-            is taken as any other exception.
-    """
-
-    def __init__(self, failures: Mapping[str, BaseException]) -> None:
-        self.failures = dict(failures)
-        super().__init__(self.failures)
-
-    def __str__(self) -> str:
-        return f"{len(self.failures)} writes were rejected: {', '.join(map(repr, self.failures.values()))}"
-
-
 class SinkTimeout(CacheTiersError):
-    """Raised when a sink has not returned in time; raise its ``time_limit``, or bound what it waits for.
+    """Raised when a sink has not taken a batch within its ``time_limit``; see what it hangs on, or raise the limit.
+
+    The batch may have been written, and may still be: it is handed over again.
 
     Attributes:
         sink: Its name.
-        seconds: How long it was given.
+        seconds: The limit.
     """
 
     def __init__(self, sink: str, seconds: float) -> None:
@@ -139,4 +118,43 @@ class SinkTimeout(CacheTiersError):
         super().__init__(sink, seconds)
 
     def __str__(self) -> str:
-        return f"sink {self.sink!r} has not returned within {self.seconds} s"
+        return f"sink {self.sink} has not taken a batch within time_limit={self.seconds:g} seconds"
+
+
+class SinkUnavailable(CacheTiersError):
+    """Raised when a sink cannot take anything at all; raise it in yours while what it writes to is down.
+
+    No write's attempt counts then: they wait until the sink is back.
+    """
+
+
+class SinkRejected(CacheTiersError):
+    """Raised when a sink has refused some writes and taken all others; raise it in yours where it knows which.
+
+    Attributes:
+        failures: Why, by `Write.key`.
+    """
+
+    def __init__(self, failures: Mapping[str, BaseException]) -> None:
+        self.failures = dict(failures)
+        super().__init__(self.failures)
+
+    def __str__(self) -> str:
+        first = next(iter(self.failures.items()), None)
+        return f"{len(self.failures)} writes were refused" + (f", {first[0]}: {first[1]!r}" if first else "")
+
+
+class JournalFull(CacheTiersError):
+    """Raised when a sink's journal holds ``max_pending`` records and it is ``when_full="raise"``; write again later.
+
+    Attributes:
+        sink: Its name.
+        max_pending: How many records there may be.
+    """
+
+    def __init__(self, sink: str, max_pending: int) -> None:
+        self.sink, self.max_pending = sink, max_pending
+        super().__init__(sink, max_pending)
+
+    def __str__(self) -> str:
+        return f"the journal of sink {self.sink} is full: {self.max_pending} writes wait for it"

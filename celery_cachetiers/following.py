@@ -70,7 +70,7 @@ class Follower:
             if attempt.terms.claim and attempt.terms.claim == flight.holder:  # it waits for this very call
                 return self.descend(attempt)
             if attempt.stale is not MISSING:
-                self._events.emit(Event.HIT, call.memo.task, tier="l2", stale=True)
+                self._events.emit(Event.HIT, call.memo.task, tier="l2", stale=True, key=call.digest)
                 return attempt.stale
             if overdue is not None:
                 attempt.began = self._clock.monotonic()
@@ -98,7 +98,7 @@ class Follower:
             return self.descend(attempt)
         if landing.validated_at < attempt.arrived:
             return MISSING
-        self._events.emit(Event.COALESCED, attempt.call.memo.task, key=attempt.call.digest)
+        self._coalesced(attempt, "value")
         return landing.copy()
 
     def descend(self, attempt: Attempt) -> object:
@@ -119,12 +119,10 @@ class Follower:
         if isinstance(found, Shared):
             return self._share(attempt, found, asked)
         lease = found
-        if not attempt.terms.refresh:
-            self._events.emit(Event.MISS, call.memo.task, key=call.digest)
         try:
             if lease is None or self._store is None or self._parts.keeper is None:
                 try:
-                    value, landing = self._leader.alone(call, compute, mark)
+                    value, landing = self._leader.alone(call, compute, mark, attempt.terms)
                 finally:
                     self._give_back(attempt)
             else:
@@ -270,14 +268,19 @@ class Follower:
         assert found.copy is not None
         attempt.call.memo.streak.misses = 0
         if attempt.waited and not found.stale:
-            self._events.emit(Event.COALESCED, attempt.call.memo.task, key=attempt.call.digest)
+            self._coalesced(attempt, "value")
         else:
-            self._events.emit(Event.HIT, attempt.call.memo.task, tier="l2", stale=found.stale)
+            call = attempt.call
+            self._events.emit(Event.HIT, call.memo.task, tier="l2", stale=found.stale, key=call.digest)
         return self._land(attempt, found.copy(), Landing(found.copy, asked))
 
     def _fail(self, attempt: Attempt, error: Callable[[], BaseException]) -> object:
-        self._events.emit(Event.COALESCED, attempt.call.memo.task, key=attempt.call.digest)
+        self._coalesced(attempt, "error")
         return attempt.terms.fail(error())
+
+    def _coalesced(self, attempt: Attempt, outcome: str) -> None:
+        call = attempt.call
+        self._events.emit(Event.COALESCED, call.memo.task, key=call.digest, outcome=outcome)
 
     @staticmethod
     def _land(attempt: Attempt, value: object, landing: Landing) -> object:

@@ -116,13 +116,23 @@ class Journal(Protocol):
     Costs: 1 round trip each; `write`, `exhume` and `drop` one for every 500 records, each of them atomic.
     """
 
-    def write(self, sink: str, writes: Sequence[tuple[str, bytes]], max_pending: int) -> list[int]:
+    def write(
+        self, sink: str, writes: Sequence[tuple[str, bytes]], max_pending: int, *,
+        sequences: Sequence[int] = (), durability: str | None = None,
+    ) -> list[int]:  # fmt: skip
         """Takes writes, in their order; returns a sequence for each, `FULL` for one that was not taken.
 
         Args:
             writes: Key and body of each.
             max_pending: Records that there may be.
+            sequences: Of the writes, as `begin` gave them; one that a newer record of its key has overtaken counts as
+                taken. Without them each write is newer than all before.
+            durability: What is waited for: ``"replica"``, ``"disk"``, or ``None`` for nothing. `TierUnavailable` is
+                raised where it does not come in time; the writes may have been taken all the same.
         """
+
+    def begin(self, sink: str, key: str) -> tuple[Record | None, int]:
+        """What `look` says, and a sequence below those of all later writes."""
 
     def sequence(self, sink: str) -> int:
         """A sequence for a write that goes past the journal."""
@@ -194,3 +204,13 @@ class Journal(Protocol):
 
     def reset_after_fork(self) -> None:
         """Forgets connections that belong to the parent process."""
+
+
+class Outlet(Protocol):
+    """The way of one task's values to its sink; never raises on a look."""
+
+    def begin(self, key: str) -> tuple[object, int]:
+        """Before a compute: the value under the key that waits for the sink, or `MISSING`, and a sequence.
+
+        What is written under that sequence later is older than what anybody else writes meanwhile.
+        """

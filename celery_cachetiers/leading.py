@@ -11,7 +11,7 @@ from celery_cachetiers.attempt import Terms
 from celery_cachetiers.call import Call
 from celery_cachetiers.clock import Clock, chance
 from celery_cachetiers.decisions import refresh_ahead_at, times_of
-from celery_cachetiers.entry import Times, unpack_body
+from celery_cachetiers.entry import MISSING, Times, unpack_body
 from celery_cachetiers.errors import TagError, TierUnavailable, UnusableEntry
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.flight import Landing
@@ -104,7 +104,7 @@ class Leader:
         leave: Leave | None = None
         try:
             with keeper.keeping(lease.request):
-                computed = self._compute(call, compute)
+                computed = self._compute(call, compute, terms)
             sent = self._clock.monotonic()
             if not computed.storable and computed.body is not None:
                 leave = Leave(computed.body, False, lease.request.lease_ttl, lease.since)
@@ -126,39 +126,43 @@ class Leader:
         self.keep(call, computed.read_again, computed.tags, computed.times, lease.mark, stamp)
         return computed.value, Landing(copy, sent)
 
-    def alone(self, call: Call, compute: Compute, mark: Mark | None) -> tuple[object, Landing]:
+    def alone(self, call: Call, compute: Compute, mark: Mark | None, terms: Terms) -> tuple[object, Landing]:
         """The same without L2.
 
         Args:
             mark: Keeps the value in L1 under this mark, where L1 is all there is; ``None`` keeps it nowhere.
         """
         began = self._clock.monotonic()
-        computed = self._compute(call, compute)
+        computed = self._compute(call, compute, terms)
         copy = _copier(call, computed.body)
         names = (*computed.tags, key_tag(call.digest))
         if mark is None or copy is None or not computed.storable or not self._l1.current(mark, names):
             return computed.value, Landing(copy, began)
         checked = self._clock.monotonic()
-        self.keep(call, computed.read_again, computed.tags, computed.times, mark, None)
+        if self.keep(call, computed.read_again, computed.tags, computed.times, mark, None):
+            self._events.emit(Event.STORED, call.memo.task, key=call.digest, size=len(computed.body or b""))
         return computed.value, Landing(copy, checked)
 
     def keep(
         self, call: Call, value: object, tags: tuple[str, ...], times: Times, mark: Mark, stamp: bytes | None
-    ) -> None:
-        """Puts a value into L1 for as long as it is fresh, and no refresh of it is due."""
+    ) -> bool:
+        """Puts a value into L1 for as long as it is fresh, and no refresh of it is due; false if L1 refused it."""
         policy, now = call.memo.policy, self._clock.time()
         ttl = min(policy.l1_ttl, times.fresh_until - now)
         if policy.refresh_ahead is not None:
             ttl = min(ttl, refresh_ahead_at(times, policy.refresh_ahead) - now)
-        if policy.l1 and ttl > 0 and self._l1.trusted():
-            names = (*tags, key_tag(call.digest))
-            self._l1.put(call.digest, value, names, ttl, mark, stamp=stamp, times=times, copy=policy.l1_copy)
+        if not (policy.l1 and ttl > 0 and self._l1.trusted()):
+            return False
+        names = (*tags, key_tag(call.digest))
+        return self._l1.put(call.digest, value, names, ttl, mark, stamp=stamp, times=times, copy=policy.l1_copy)
 
-    def _compute(self, call: Call, compute: Compute) -> _Computed:
+    def _compute(self, call: Call, compute: Compute, terms: Terms) -> _Computed:
         computed_at, began = self._clock.time(), self._clock.monotonic()
-        value = self._inside.run(call.digest, compute)
+        value = self._waiting(call, terms)
+        if value is MISSING:
+            value = self._inside.run(call.digest, compute)
+            self._events.emit(Event.COMPUTED, call.memo.task, seconds=self._clock.monotonic() - began)
         seconds = self._clock.monotonic() - began
-        self._events.emit(Event.COMPUTED, call.memo.task, seconds=seconds)
         ttl = self._ttl(call, value)
         draw = chance.random() if call.memo.policy.jitter else 0.0
         times = times_of(call.memo.policy, ttl or call.memo.policy.ttl, computed_at, seconds, draw)
@@ -172,6 +176,19 @@ class Leader:
             self._events.emit(Event.UNUSABLE, call.memo.task, reason=error.reason, key=call.digest)
             return _Computed(value, times, tags, storable, None)
         return _Computed(value, times, tags, storable, body, read_again)
+
+    def _waiting(self, call: Call, terms: Terms) -> object:
+        """The value that waits for the task's sink, as the database behind the sink is older; else `MISSING`."""
+        waiting: object = MISSING
+        if call.memo.outlet is not None:
+            waiting, call.sequence = call.memo.outlet.begin(call.digest)
+        if terms.refresh:
+            return MISSING
+        if waiting is MISSING:
+            self._events.emit(Event.MISS, call.memo.task, key=call.digest)
+        else:
+            self._events.emit(Event.HIT, call.memo.task, tier="journal", stale=False)
+        return waiting
 
     def _result_tags(self, call: Call, value: object) -> tuple[str, ...] | None:
         """The tags that the value gives beyond the call's; ``None`` if it gives none that are usable."""

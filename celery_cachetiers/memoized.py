@@ -10,6 +10,7 @@ from celery import Task
 
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.binder import compile_binder
+from celery_cachetiers.body import takes_models, with_models
 from celery_cachetiers.call import Call, Memo, ResultTagging
 from celery_cachetiers.dialects import dialect_of
 from celery_cachetiers.errors import UncacheableArgument
@@ -40,14 +41,17 @@ class Memoized:
         codec, tally = self.extension.codec(self.policy), self.extension.counters.of(self.name)
         find = self.policy.tags_from
         tagging = ResultTagging(compile_result_tags(find), self.extension.seen_tags) if find is not None else None
-        self.memo = Memo(self.name, self.policy, codec, tally, TaskFailures(task), tagging=tagging)
+        self.outlet = self.extension.writes.outlet(self.name, self.policy) if self.policy.sink is not None else None
+        self.memo = Memo(self.name, self.policy, codec, tally, TaskFailures(task), tagging=tagging, outlet=self.outlet)
         self.binder = compile_binder(task.run, skip_first=False)
         self.keys = key_maker(self.name, self.binder, task.serializer, self.policy)
         self._own_tags = compile_tags(self.policy.tags, self.binder.names, self.binder.var_keyword is not None)
         self._implicit = (namespace_tag(), task_tag(self.name))
-        self._takes_models = _takes_models(task)
+        self._takes_models = takes_models(task)
         self._told: set[str] = set()
-        self.answers_at_publish = self.policy.publish_hits and not _overrides(task, HANDLERS)
+        self.answers_at_publish = (
+            self.policy.publish_hits and not self.policy.invalidates and not _overrides(task, HANDLERS)
+        )
         # What runs in a worker's main process is ours and Celery's: a task with code of its own there goes to the pool.
         self.answers_in_main = not (_overrides(task, HANDLERS) or getattr(task, "calls_itself", False))
         self.fails_in_main = self.answers_in_main and not _overrides(task, ("on_failure", "on_retry"))
@@ -56,6 +60,26 @@ class Memoized:
         """The call. Raises `TypeError` for wrong arguments, `UncacheableArgument` for one without a canonical form."""
         values = self.binder(args, kwargs)
         return Call(self.memo, self.keys.digest_of(values), lambda: self._tags(values))
+
+    def write(
+        self,
+        call: Call | None,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        value: object,
+        *,
+        deleted: bool = False,
+    ) -> None:
+        """Hands a value to the task's sink. Raises as `TaskOutlet.deliver`."""
+        assert self.outlet is not None
+        digest, sequence = (call.digest, call.sequence) if call is not None else ("", 0)
+        tags = self.invalidated_by(args, kwargs, value)
+        self.outlet.deliver(digest, args, kwargs, value, deleted=deleted, sequence=sequence, tags=tags)
+
+    def invalidated_by(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: object) -> tuple[str, ...]:
+        """The tags, escaped, that the task declares to invalidate with a value of its own."""
+        invalidation = self.extension.invalidations.get(self.name)
+        return () if invalidation is None else invalidation.tags_of(args, dict(kwargs), value)
 
     def call_or_none(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
         """The same; ``None`` if the call runs uncached, which is said once per argument and counted.
@@ -100,28 +124,8 @@ class Memoized:
 
     def _tags(self, values: tuple[Any, ...]) -> tuple[str, ...]:
         arguments = self.binder.arguments(values)
-        if self._takes_models:
-            arguments = {name: _Model(value) if type(value) is dict else value for name, value in arguments.items()}
-        own = self._own_tags(arguments)
+        own = self._own_tags(with_models(arguments) if self._takes_models else arguments)
         return (*self._implicit, *escape_tags(own)) if own else self._implicit
-
-
-def _takes_models(task: Task[Any, Any]) -> bool:
-    """Whether it is declared with ``pydantic=True``: before Celery 5.7 only the function around its body tells."""
-    body = getattr(task, "_orig_run", task.run)  # what autoretry has wrapped
-    wrapped = getattr(body, "__globals__", {}).get("__name__") == "celery.app.base"
-    return wrapped or getattr(task, "_dump_pydantic_arguments", None) is not None
-
-
-class _Model(dict[str, Any]):
-    """A pydantic model as the worker has it, dumped: its fields can be reached by either spelling in a template."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            value = self[name]
-        except KeyError:
-            raise AttributeError(name) from None
-        return _Model(value) if type(value) is dict else value
 
 
 def key_maker(name: str, binder: Any, serializer: str, policy: Policy) -> KeyMaker:

@@ -74,6 +74,12 @@ def _bytes(value: object) -> int:
     return _count(value)
 
 
+def _batch(value: object) -> int:
+    if _count(value) > 1000:
+        raise _Refused
+    return _count(value)
+
+
 def _of_type(kind: type) -> Callable[[object], object]:
     def normalize(value: object) -> object:
         if not isinstance(value, kind):
@@ -107,6 +113,12 @@ def _tags(value: object) -> object:
     return value if callable(value) else _names(value)
 
 
+def _on_commit(value: object) -> object:
+    if not isinstance(value, bool) and not callable(value) and not callable(getattr(value, "get_transaction", None)):
+        raise _Refused
+    return value
+
+
 def _version(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise _Refused
@@ -115,6 +127,12 @@ def _version(value: object) -> str:
 
 def _namespace(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.:/-]{1,64}", value):
+        raise _Refused
+    return value
+
+
+def _sink_name(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):
         raise _Refused
     return value
 
@@ -185,13 +203,22 @@ NOT_NEGATIVE = Rule(_number(0, TEN_YEARS), "a number of at least 0, at most ten 
 FRACTION = Rule(_number(0, 1, open_low=True), "a number above 0, at most 1")
 LEASE = Rule(_number(0.1, 3600), "a number of seconds from 0.1 to 3600")
 TIMEOUT = Rule(_number(0.001, 60), "a number of seconds from 0.001 to 60")
+FLUSH_EVERY = Rule(_number(0.1, 86_400), "a number of seconds from 0.1 to 86400")
 COUNT = Rule(_count, "a whole number of at least 1")
 BYTES = Rule(_bytes, "a whole number of bytes from 1 to 512 MiB")
+BATCH = Rule(_batch, "a whole number from 1 to 1000")
 TEXT = Rule(_text, "a name that is not empty")
 CALLABLE = Rule(_callable, "a callable")
 NAMES = Rule(_names, "a list or tuple of names (a single name needs the brackets too)")
 TAGS = Rule(_tags, 'a list or tuple of templates such as ["user:{user_id}"], or a callable over the arguments')
+INVALIDATES = Rule(
+    _tags, 'a list or tuple of templates such as ["user:{user_id}"], or a callable over (arguments, result)'
+)
+ON_COMMIT = Rule(
+    _on_commit, "True, False, a SQLAlchemy session or scoped_session, or a callable that returns the session in use"
+)
 VERSION = Rule(_version, "text or a whole number")
 NAMESPACE = Rule(_namespace, "1 to 64 letters, digits or any of _ . : / -")
+SINK_NAME = Rule(_sink_name, "1 to 64 letters, digits or any of _ . -")
 URL = Rule(_url, "redis://host:port/db, rediss://host:port/db or unix:///path/to.sock?db=0", without_secrets)
 SIGNING_KEYS = Rule(_signing_keys, "text or bytes of at least 16 bytes, or a list of such", lambda _: HIDDEN)

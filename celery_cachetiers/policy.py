@@ -41,6 +41,12 @@ class Settings:
     l1_maxsize: int = _field(10_000, rules.COUNT, "entries in L1 at most")
     l1_max_bytes: int = _field(64 * 1024**2, rules.COUNT, "bytes in L1 at most")
     l1_ttl: float = _field(30.0, rules.POSITIVE, "seconds in L1 at most")
+    l1_tracking: bool = _field(
+        False,
+        rules.BOOL,
+        "let Redis report flushes, evictions and deletions that nobody announces, so that L1 forgets at once; each "
+        "process then gets a message for every new tag anywhere",
+    )
     serializer: str | None = _field(
         None, rules.optional(rules.TEXT), "kombu serializer of values; by default the result serializer"
     )
@@ -59,7 +65,15 @@ class Settings:
     publish_hits: bool = _field(True, rules.BOOL, "answer hits at ``delay()`` with no message")
     strict_keys: bool = _field(False, rules.BOOL, "raise for an argument without a canonical form")
 
-    NOT_BUILT = frozenset({"journal_url", "flush_every", "flush_queue", "report_every", "hit_ratio_target"})
+    journal_url: str | None = _field(
+        None, rules.optional(rules.URL), "Redis of the write-behind journal; by default L2's", secret=True
+    )
+    flush_every: float = _field(5.0, rules.FLUSH_EVERY, "seconds between two flushes that beat sends")
+    flush_queue: str | None = _field(
+        None, rules.optional(rules.TEXT), "queue of the flushes; by default as Celery routes them"
+    )
+
+    NOT_BUILT = frozenset({"report_every", "hit_ratio_target"})
 
     @classmethod
     def resolve(cls, given: Mapping[str, object], where: str) -> Settings:
@@ -110,6 +124,18 @@ class Policy:
         rules.optional(rules.CALLABLE),
         "``tags_from(result)``: more tags, which depend on what the body returned",
     )
+    invalidates: tuple[str, ...] | Callable[..., Any] = _field(
+        (),
+        rules.INVALIDATES,
+        "on any task: tags that its body invalidates, as templates or ``invalidates(arguments, result)``",
+    )
+    invalidate_on_failure: bool = _field(True, rules.BOOL, "a body that fails invalidates too, as it may have written")
+    on_commit: Any = _field(
+        None,
+        rules.optional(rules.ON_COMMIT),
+        "what an invalidation waits for: ``None`` for an open atomic block of Django, ``False`` for nothing, a session "
+        "for its commit",
+    )
     key: Callable[..., Any] | None = _field(
         None,
         rules.optional(rules.CALLABLE),
@@ -140,6 +166,15 @@ class Policy:
     cache_if: Callable[[Any], bool] | None = _field(
         None, rules.optional(rules.CALLABLE), "``cache_if(result)``: whether to store it"
     )
+    sink: str | None = _field(
+        None, rules.optional(rules.SINK_NAME), "name of the sink that gets what the body returns; with ``write``"
+    )
+    write: str | None = _field(
+        None,
+        rules.optional(rules.choice("through", "behind")),
+        '``"through"``: the sink has a value before the cache has; ``"behind"``: a journal has it, and a flush '
+        "hands it on",
+    )
     l1: bool = _field(True, rules.BOOL, "keep entries in L1 too")
     l1_ttl: float = _field(30.0, rules.POSITIVE, "seconds in L1 at most", setting="l1_ttl")
     l1_copy: bool = _field(True, rules.BOOL, "an L1 hit is a copy; ``False`` shares one object: do not change it")
@@ -149,12 +184,7 @@ class Policy:
     max_bytes: int = _field(16 * 1024**2, rules.BYTES, "bytes of one value at most", setting="max_bytes")
     publish_hits: bool = _field(True, rules.BOOL, "answer hits at ``delay()`` with no message", setting="publish_hits")
 
-    NOT_BUILT = frozenset(
-        {
-            "invalidates", "invalidate_on_failure", "on_commit", "cache_errors",
-            "error_ttl", "fail_safe", "sink", "write",
-        }
-    )  # fmt: skip
+    NOT_BUILT = frozenset({"cache_errors", "error_ttl", "fail_safe"})
 
     @classmethod
     def names(cls) -> frozenset[str]:
@@ -185,6 +215,7 @@ class Policy:
             if field.metadata["setting"]
         }
         policy = cls(**{**inherited, **cls.check(given, where)})
+        check_sink(policy.sink, policy.write, where)
         if policy.jitter >= policy.ttl:
             raise ConfigurationError("jitter", policy.jitter, f"below ttl={policy.ttl!r}, as it shortens it", where)
         return policy
@@ -193,6 +224,14 @@ class Policy:
     def hard_ttl(self) -> float:
         """Seconds after which an entry is gone."""
         return self.ttl + self.grace
+
+
+def check_sink(sink: object, write: object, where: str) -> None:
+    """Checks two options that go together. Raises `ConfigurationError`."""
+    if sink is not None and write is None:
+        raise ConfigurationError("write", write, '"through" or "behind", as the task has a sink', where)
+    if write is not None and sink is None:
+        raise ConfigurationError("sink", sink, f"the name of a sink, as the task has write={write!r}", where)
 
 
 def near_miss(name: str) -> str | None:

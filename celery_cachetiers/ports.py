@@ -324,6 +324,9 @@ class Listener(Protocol):
     def invalidated(self, names: Sequence[str]) -> None:
         """Other processes have invalidated these tags and keys."""
 
+    def lost(self, names: Sequence[str]) -> None:
+        """Redis has lost, or had replaced, the versions of these tags; only a backplane that tracks tells of it."""
+
     def woken(self, digest: str) -> None:
         """The leader of a key has come to an end."""
 

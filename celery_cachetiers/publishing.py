@@ -90,10 +90,10 @@ def coalesce(task: Any, call: Call, send: Send, options: Mapping[str, Any]) -> A
                 _free(memoized, call, task_id)
                 raise
         case Held(holder=holder):
-            memoized.extension.events.emit(Event.COALESCED, memoized.name, key=call.digest)
+            memoized.extension.events.emit(Event.COALESCED, memoized.name, key=call.digest, outcome="follows")
             return _following(task, call, holder, task_id, send, options)
         case Shared(copy=copy) if copy is not None:
-            memoized.extension.events.emit(Event.HIT, memoized.name, tier="l2", stale=False)
+            memoized.extension.events.emit(Event.HIT, memoized.name, tier="l2", stale=False, key=call.digest)
             return answer(task, copy, None, options)
         case _:
             return send(task_id=task_id)

@@ -62,7 +62,7 @@ class Reader:
         except Exception:  # pickled, but not to be unpickled
             self._l1.discard(call.digest)
             return None
-        self._events.emit(Event.HIT, call.memo.task, tier="l1", stale=False)
+        self._events.emit(Event.HIT, call.memo.task, tier="l1", stale=False, key=call.digest)
         return Reading(value, resident.copy)
 
     def _is_current(self, call: Call, resident: Resident) -> bool:

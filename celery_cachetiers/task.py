@@ -17,6 +17,7 @@ from celery.exceptions import Ignore
 
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.attempt import HeldElsewhere, Terms
+from celery_cachetiers.body import Body, dumped, wrap_body
 from celery_cachetiers.call import Call
 from celery_cachetiers.declaration import checked, options_of
 from celery_cachetiers.django import OnCommitMixin
@@ -54,6 +55,7 @@ class CachedTaskMixin(OnCommitMixin):
     """Memoized work is repeatable, so a message is acknowledged when its task has ended."""
 
     _memoized: Memoized | None = None
+    _lets_errors_through: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Checks the options of the class. Raises `ConfigurationError`."""
@@ -70,14 +72,14 @@ class CachedTaskMixin(OnCommitMixin):
     @property
     def cache(self) -> TaskCache:
         """What is cached of this task: ask, put, invalidate."""
-        return TaskCache(self._memoized or self._memoize(), self._dumped, super().__call__)  # type: ignore[misc]
+        return TaskCache(self._memoized or self._memoize(), self._dumped, self._run)
 
     # -- execution seam ---------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         memoized = self._memoized or self._memoize()
         if not memoized.enabled or memoized.extension.suspended:
-            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+            return self._run(args, kwargs)
         request = _own_request(self)
         seat = seat_of(request)
         if isinstance(seat, Answer):
@@ -96,6 +98,8 @@ class CachedTaskMixin(OnCommitMixin):
         if mode == "only":
             return _only(memoized, call)
         compute = partial(super().__call__, *args, **kwargs)  # type: ignore[misc]
+        if memoized.outlet is not None:
+            compute = partial(self._run, args, kwargs, call)
         seat = seat if isinstance(seat, Seat) else BENCH
         terms = Terms(
             claim=(request.id or "") if request is not None else "",
@@ -127,7 +131,20 @@ class CachedTaskMixin(OnCommitMixin):
     def _uncached(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if mode == "only":
             raise NotCached(str(self.name), "(none)")  # type: ignore[attr-defined]
-        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        return self._run(args, kwargs)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call | None = None) -> Any:
+        """Runs the body; what it gives goes to the task's sink, if it has one, cached or not."""
+        memoized = self.memoized
+        if memoized.outlet is None:
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        if call is None:
+            call = memoized.quiet_call(*self._dumped(args, kwargs))
+            if call is not None:
+                _, call.sequence = memoized.outlet.begin(call.digest)
+        value = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        memoized.write(call, args, kwargs, value)
+        return value
 
     # -- publish seam -----------------------------------------------------------------------------------------------
 
@@ -212,12 +229,8 @@ class CachedTaskMixin(OnCommitMixin):
         return memoized
 
     def _dumped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments as the worker will see them: Celery dumps the models of ``pydantic=True`` tasks."""
-        dump = getattr(self, "_dump_pydantic_arguments", None)
-        if dump is None:
-            return args, kwargs
-        dumped = dump(args, kwargs)
-        return tuple(dumped[0]), dict(dumped[1])
+        """Arguments as the worker will see them."""
+        return dumped(self, args, kwargs)
 
 
 if TYPE_CHECKING:
@@ -246,20 +259,22 @@ _shared_error: ContextVar[BaseException | None] = ContextVar("cachetiers_shared_
 
 def _let_shared_errors_through(task: Any) -> None:
     """Makes the function that ``autoretry_for`` wraps raise a leader's exception in place of running."""
-    original = getattr(task, "_orig_run", None)
-    if original is None or getattr(original, "_cachetiers", False):
+    if not hasattr(task, "_orig_run") or task._lets_errors_through:
         return
 
-    @wraps(original)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        error = _shared_error.get()
-        if error is None:
-            return original(*args, **kwargs)
-        _shared_error.set(None)
-        raise error
+    def around(original: Body) -> Body:
+        @wraps(original)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            error = _shared_error.get()
+            if error is None:
+                return original(*args, **kwargs)
+            _shared_error.set(None)
+            raise error
 
-    run._cachetiers = True  # type: ignore[attr-defined]  # once is enough
-    task._orig_run = run
+        return run
+
+    wrap_body(task, around)
+    task._lets_errors_through = True  # once is enough
 
 
 def _own_request(task: Any) -> Context | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 from celery_cachetiers.attempt import Terms
 from celery_cachetiers.call import Call
 from celery_cachetiers.entry import MISSING
+from celery_cachetiers.errors import ConfigurationError
 from celery_cachetiers.memoized import Memoized
 from celery_cachetiers.metrics.tally import Tally
 from celery_cachetiers.policy import Policy
 
+Item = tuple[tuple[Any, ...], object] | tuple[tuple[Any, ...], object, Mapping[str, Any]]
 Dump = Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
 
 
@@ -22,7 +24,7 @@ class TaskCache:
 
     Args:
         dump: Turns arguments into what the worker will see.
-        body: Runs the task, uncached.
+        body: Runs the task, uncached: called with args, kwargs and perhaps the call.
     """
 
     def __init__(self, memoized: Memoized, dump: Dump, body: Callable[..., Any]) -> None:
@@ -56,10 +58,55 @@ class TaskCache:
         """
         if not isinstance(args, (tuple, list)):
             raise TypeError(f"put takes the call's positional arguments as a tuple, not {args!r}")
-        if ttl is not None:
-            ttl = replace(self._memoized.policy, **Policy.check({"ttl": ttl}, self._memoized.name)).ttl
+        self.put_many([(args, value, kwargs or {})], ttl=ttl)
+
+    def put_many(self, items: Iterable[Item], *, ttl: float | None = None) -> None:
+        """The same for several calls: ``[((1,), value), ((2,), value, {"kind": "x"})]``.
+
+        Costs: 1 round trip for each, and 1 to the journal for all of them where the task has a sink.
+        """
+        rows: list[tuple[tuple[Any, ...], object, dict[str, Any]]] = [
+            (tuple(args), value, dict(*kwargs)) for args, value, *kwargs in items
+        ]
+        ttl = self._checked_ttl(ttl)
+        calls = [self._call(args, kwargs) for args, _, kwargs in rows]
+        outlet = self._memoized.outlet
+        if outlet is not None:
+            tags = [self._memoized.invalidated_by(args, kwargs, value) for args, value, kwargs in rows]
+            written = [
+                (call.digest, args, kwargs, value) for call, (args, value, kwargs) in zip(calls, rows, strict=True)
+            ]
+            outlet.deliver_all(written, tags=tags)
+            self._invalidate([name for names in tags for name in names])
         if self._on():
-            self._memoized.cache.put(self._call(tuple(args), kwargs or {}), value, ttl)
+            for call, (_, value, _) in zip(calls, rows, strict=True):
+                self._memoized.cache.put(call, value, ttl)
+
+    def delete(self, *args: Any, **kwargs: Any) -> None:
+        """Removes the entry, and has the task's sink remove what it has: it gets a `Write` with ``deleted``.
+
+        Raises:
+            ConfigurationError: The task has no sink; to remove an entry alone is `invalidate`.
+            TierUnavailable: L2 was not reached; the sink gets the write all the same.
+
+        Costs: 2 round trips.
+        """
+        if self._memoized.outlet is None:
+            raise ConfigurationError("sink", None, "a sink to delete from", f"task {self._memoized.name}")
+        call = self._call(args, kwargs)
+        self._memoized.write(call, args, kwargs, None, deleted=True)
+        self._memoized.cache.invalidate_key(call.digest, self._memoized.name)
+        self._invalidate(self._memoized.invalidated_by(args, kwargs, None))
+
+    def _invalidate(self, names: Iterable[str]) -> None:
+        """What the task declares to invalidate, as its value has changed without its body."""
+        self._memoized.cache.invalidate(sorted(set(names)))
+
+    def _checked_ttl(self, ttl: float | None) -> float | None:
+        if ttl is None:
+            return None
+        checked: float = Policy.check({"ttl": ttl}, self._memoized.name)["ttl"]
+        return checked
 
     def invalidate(self, *args: Any, **kwargs: Any) -> None:
         """Removes the entry; a leader that computes the key now is refused. Costs: 1 round trip.
@@ -71,10 +118,10 @@ class TaskCache:
 
     def refresh(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the body here and now, replaces the entry, and returns the value."""
-        compute = partial(self._body, *args, **kwargs)
         if not self._on():
-            return compute()
-        return self._memoized.cache.fetch(self._call(args, kwargs), compute, Terms(refresh=True))
+            return self._body(args, kwargs)
+        call = self._call(args, kwargs)
+        return self._memoized.cache.fetch(call, partial(self._body, args, kwargs, call), Terms(refresh=True))
 
     def info(self) -> Tally:
         """What this process has counted for the task since it began."""

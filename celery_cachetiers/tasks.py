@@ -7,12 +7,14 @@ worker do it, which retries until Redis has taken it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from celery import Celery, Task
 
 from celery_cachetiers import app as extension
 from celery_cachetiers.errors import TierUnavailable
+from celery_cachetiers.events import Event
 
 RETRY_BACKOFF_MAX = 30
 
@@ -53,24 +55,24 @@ class Operation:
         return f"<{self.name}>"
 
 
-def _invalidate_tag(tiers: extension.CacheTiers, tag: str) -> None:
+def _invalidate_tag(tiers: extension.CacheTiers, tag: str, on_commit: Any = None) -> None:
     """Makes every entry under a tag a miss, in every process."""
-    tiers.invalidate_tag(tag)
+    tiers.invalidate_tag(tag, on_commit)
 
 
-def _invalidate_tags(tiers: extension.CacheTiers, tags: Sequence[str]) -> None:
+def _invalidate_tags(tiers: extension.CacheTiers, tags: Sequence[str], on_commit: Any = None) -> None:
     """Makes every entry under any of the tags a miss, in every process."""
-    tiers.invalidate_tags(tags)
+    tiers.invalidate_tags(tags, on_commit)
 
 
-def _invalidate_key(tiers: extension.CacheTiers, key: str) -> None:
+def _invalidate_key(tiers: extension.CacheTiers, key: str, on_commit: Any = None) -> None:
     """Removes one entry by its key; a leader that computes it is refused."""
-    tiers.invalidate_key(key)
+    tiers.invalidate_key(key, on_commit)
 
 
-def _clear(tiers: extension.CacheTiers, task: str | None = None) -> None:
+def _clear(tiers: extension.CacheTiers, task: str | None = None, on_commit: Any = None) -> None:
     """Makes every entry of one task, or of the whole namespace, a miss."""
-    tiers.clear(task)
+    tiers.clear(task, on_commit)
 
 
 _OPERATIONS = (
@@ -80,6 +82,28 @@ _OPERATIONS = (
     Operation("clear", _clear),
 )
 invalidate_tag, invalidate_tags, invalidate_key, clear = _OPERATIONS
+
+
+def or_hand_over(tiers: extension.CacheTiers, act: Callable[[], None], operation: str, *args: object) -> None:
+    """Acts; where Redis cannot be reached, has a worker do it, which retries until it can.
+
+    Args:
+        operation: The built-in task that does the same with these arguments.
+
+    Raises:
+        TierUnavailable: Neither Redis nor the broker has taken it, or this process would be the worker itself.
+    """
+    try:
+        act()
+    except TierUnavailable as error:
+        if tiers.app.conf.task_always_eager:
+            raise
+        try:
+            task: Any = tiers.app.tasks[f"celery_cachetiers.{operation}"]
+            task.apply_async(args, add_to_parent=False, ignore_result=True)
+        except Exception as refused:
+            raise TierUnavailable(f"{error}; nor has the broker taken it: {refused}") from refused
+        tiers.events.emit(Event.HANDED_OVER, operation=operation, args=args, error=str(error))
 
 
 def register(app: Celery) -> None:
@@ -96,11 +120,27 @@ def register(app: Celery) -> None:
             acks_late=True,
         )
         declare(_body(app, operation.act))
+    _register_flush(app)
+
+
+def _register_flush(app: Celery) -> None:
+    def flush(sink: str | None = None) -> dict[str, dict[str, int]]:
+        """Hands what waits in the journal to its sinks, or to one of them."""
+        tiers = extension.CacheTiers(app)
+        try:
+            done = tiers.writes.flush(sink)
+        except TierUnavailable as error:  # the next one comes by itself
+            tiers.events.emit(Event.FAILED_OPEN, step="flush", error=str(error))
+            return {}
+        return {name: asdict(each) for name, each in done.items()}
+
+    declare: Any = app.task(name="celery_cachetiers.flush", shared=False, base=Task, ignore_result=True, acks_late=True)
+    declare(flush)
 
 
 def _body(app: Celery, act: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
-        act(extension.CacheTiers(app), *args, **kwargs)
+        act(extension.CacheTiers(app), *args, **kwargs, on_commit=False)  # a message has left its transaction behind
 
     run.__doc__, run.__name__, run.__module__ = act.__doc__, act.__name__.lstrip("_"), __name__
     return run

@@ -61,6 +61,24 @@ def escape_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(escape_tag, tags)) if "@" in "".join(tags) else tags
 
 
+def is_implicit(name: str) -> bool:
+    """Whether a stored name is the library's own.
+
+    >>> is_implicit("@task:profile"), is_implicit("@@all"), is_implicit("user:1")
+    (True, False, False)
+    """
+    return name.startswith("@") and not name.startswith("@@")
+
+
+def user_tag(name: str) -> str | None:
+    """The user's tag behind a stored name; ``None`` if the name is the library's own.
+
+    >>> user_tag("user:1"), user_tag("@@all"), user_tag("@all")
+    ('user:1', '@all', None)
+    """
+    return None if is_implicit(name) else name.removeprefix("@")
+
+
 def checked_tag(tag: object) -> str:
     """The tag, if it can be one.
 

@@ -281,9 +281,12 @@ class WaitingRoom(bootsteps.StartStopStep):
         self._release(guest)
         memoized: Memoized = guest.request.task.memoized
         if memoized.answers_in_main if shared.error is None else memoized.fails_in_main:
-            event = Event.HIT if shared.stale else Event.COALESCED
-            details = {"tier": "l2", "stale": True} if shared.stale else {"key": guest.call.digest}
-            memoized.extension.events.emit(event, memoized.name, **details)
+            events, key = memoized.extension.events, guest.call.digest
+            if shared.stale:
+                events.emit(Event.HIT, memoized.name, tier="l2", stale=True, key=key)
+            else:
+                outcome = "value" if shared.error is None else "error"
+                events.emit(Event.COALESCED, memoized.name, key=key, outcome=outcome)
             self._answering.give(guest.request, Answer(shared.copy, shared.error))
         else:
             # Its handlers are the user's: it takes a slot for a moment, in which the same is found again.

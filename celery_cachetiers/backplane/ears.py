@@ -20,6 +20,11 @@ class Ears:
         self._l1.invalidate(names)
         self._events.emit(Event.HEARD, names=tuple(names))
 
+    def lost(self, names: Sequence[str]) -> None:
+        """Makes misses of the tags' L1 copies, of which nobody has told."""
+        self._l1.invalidate(names)
+        self._events.emit(Event.HEARD, names=tuple(names), tracked=True)
+
     def woken(self, digest: str) -> None:
         """Wakes the key's waiters."""
         self._wake_ups.wake(digest)

@@ -3,7 +3,7 @@
 It decides what is a gap: any error, any silence past `SILENCE`, any subscription that was not asked for. A gap is told
 before the connection counts as lost and again after it is back, as messages may be missing on either side of it. The
 heartbeat is a PUBLISH over the data connection to the process' own inbox, as an answer to PING does not prove that
-messages are delivered.
+messages are delivered. Where Redis reports to the same connection what befalls the tags' versions, `tracking` decides.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 from contextlib import suppress
 from typing import Any, Final
 
+from celery_cachetiers.backplane.tracking import CHANNEL, Tracking
 from celery_cachetiers.client import RedisClient
 from celery_cachetiers.clock import Clock, chance
 from celery_cachetiers.errors import TierUnavailable
@@ -33,11 +34,17 @@ RECONNECT_TO: Final = 2.0
 class RedisBackplane:
     """Hears invalidations and wake-ups, and knows when it may have missed some.
 
+    Args:
+        tracking: Hears what Redis reports of the tags' versions.
+
     Concurrency: the listener is called in the backplane's thread only, one message at a time.
     """
 
-    def __init__(self, client: RedisClient, layout: Layout, listener: Listener, clock: Clock) -> None:
+    def __init__(
+        self, client: RedisClient, layout: Layout, listener: Listener, clock: Clock, tracking: Tracking | None = None
+    ) -> None:
         self._client, self._layout, self._listener, self._clock = client, layout, listener, clock
+        self._tracking = tracking
         self.reset_after_fork()
 
     def reset_after_fork(self) -> None:
@@ -91,27 +98,40 @@ class RedisBackplane:
         connection: Any = self._client.open()
         try:
             channels = (self._layout.inboxes + self.inbox, self._layout.announcements)
+            if self._tracking is not None:
+                self._tracking.begin(connection)
             connection.send_command("SUBSCRIBE", *channels)
             for _ in channels:
-                connection.read_response()
-            self._listener.gap()
-            self._listener.heard(self._clock.monotonic() + SILENCE)
+                while connection.read_response()[0] != b"subscribe":
+                    pass  # a report, of before L1 is trusted
+            self._begin_anew()
             self._connected.set()
             self._hear(connection)
         finally:
             connection.disconnect()
 
+    def _begin_anew(self) -> None:
+        """What was heard so far counts no longer, what is heard from now on does."""
+        self._listener.gap()
+        self._listener.heard(self._clock.monotonic() + SILENCE)
+
     def _hear(self, connection: Any) -> None:
         """Reads messages until something breaks or the backplane is closed."""
         heard = beat = self._clock.monotonic()
         while not self._closed.is_set():
-            if connection.can_read(timeout=HEARTBEAT / 4):
+            due_in = HEARTBEAT / 4 if self._tracking is None else self._tracking.due_in()
+            if connection.can_read(timeout=min(HEARTBEAT / 4, due_in)):
                 message = connection.read_response()
                 if message[0] != b"message":
                     raise ConnectionError(f"unexpected {message[0]!r}: subscribed anew, messages may be missing")
                 heard = self._clock.monotonic()
                 self._listener.heard(heard + SILENCE)
-                self._dispatch(message[1].decode(), message[2].decode())
+                if message[1] == CHANNEL and self._tracking is not None:
+                    self._tracking.note(message[2])
+                else:
+                    self._dispatch(message[1].decode(), message[2].decode())
+            if self._tracking is not None and self._tracking.due_in() <= 0 and self._tracking.look():
+                self._begin_anew()
             now = self._clock.monotonic()
             if now - heard > SILENCE:
                 raise ConnectionError("silence: messages do not arrive")

@@ -12,17 +12,19 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from celery_cachetiers.client import Argument, RedisClient, Script
+from celery_cachetiers.client import Argument, Build, RedisClient, Script
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.journal_port import Backlog, Buried, Record
 
 _WRITE, _SEQUENCE, _CLAIM = Script("journal_write"), Script("journal_sequence"), Script("journal_claim")
 _RENEW, _ACKNOWLEDGE, _GIVE_BACK = Script("journal_renew"), Script("journal_acknowledge"), Script("journal_give_back")
+_BEGIN = Script("journal_begin")
 _BURY, _EXHUME, _DROP = Script("journal_bury"), Script("journal_exhume"), Script("journal_drop")
 
 _SEQUENCE_BYTES: Final = 8
 _HEAD_LENGTH: Final = struct.Struct(">I")
 _AT_ONCE: Final = 500
+_DURABLE: Final = {"replica": ("WAIT", 1), "disk": ("WAITAOF", 1, 0)}
 
 
 class RedisJournal:
@@ -35,13 +37,39 @@ class RedisJournal:
     def __init__(self, client: RedisClient, namespace: str) -> None:
         self._client, self._namespace = client, namespace
 
-    def write(self, sink: str, writes: Sequence[tuple[str, bytes]], max_pending: int) -> list[int]:
-        keys = self._names(sink, "v", "d", "b", "s", "a")
-        sequences: list[int] = []
-        for at in range(0, len(writes), _AT_ONCE):
-            part = [each for write in writes[at : at + _AT_ONCE] for each in write]
-            sequences += self._run(_WRITE, keys, max_pending, *part)
-        return sequences
+    def write(
+        self,
+        sink: str,
+        writes: Sequence[tuple[str, bytes]],
+        max_pending: int,
+        *,
+        sequences: Sequence[int] = (),
+        durability: str | None = None,
+    ) -> list[int]:
+        given: Sequence[Any] = sequences or [""] * len(writes)
+        rows = [(key, body, sequence) for (key, body), sequence in zip(writes, given, strict=True)]
+        taken: list[int] = []
+        for at in range(0, len(rows), _AT_ONCE):
+            taken += self._write(sink, rows[at : at + _AT_ONCE], max_pending, durability)
+        return taken
+
+    def _write(
+        self, sink: str, rows: Sequence[tuple[str, bytes, Any]], max_pending: int, durability: str | None
+    ) -> Any:
+        args = (max_pending, *(each for row in rows for each in row))
+        command = _WRITE.command(self._names(sink, "v", "d", "b", "s", "a"), args)
+        builds: list[Build] = [lambda _: command]
+        if durability is not None:
+            wait = (*_DURABLE[durability], int(self._client.timeout * 800))
+            builds.append(lambda _: wait)
+        taken, *durable = self._client.run_all(_WRITE, builds, must_try=True)
+        if durable and not (durable[0][0] if durability == "disk" else durable[0]):
+            raise TierUnavailable(f"no {durability} has confirmed the write in time")
+        return taken
+
+    def begin(self, sink: str, key: str) -> tuple[Record | None, int]:
+        value, sequence = self._run(_BEGIN, self._names(sink, "v", "s"), key)
+        return (_record(key, value) if value else None), sequence
 
     def sequence(self, sink: str) -> int:
         return int(self._run(_SEQUENCE, self._names(sink, "s")))

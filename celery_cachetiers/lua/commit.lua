@@ -43,7 +43,7 @@ if outcome == 1 and ARGV[9] then
   for i = 1, #more do
     if not more[i] then
       more[i] = string.sub(ARGV[12], 8 * i - 7, 8 * i)
-      if redis.pcall('SET', KEYS[4 + tags + i], more[i], 'PX', ARGV[3]).err then outcome = -2 end
+      if redis.pcall('SET', KEYS[4 + tags + i], more[i], 'PX', math.floor(1.1 * ARGV[3])).err then outcome = -2 end
     end
   end
   stamp = stamp .. table.concat(more)
@@ -55,7 +55,9 @@ if outcome == 1 then
     redis.pcall('UNLINK', KEYS[1])
   else
     for i = 4, #KEYS do
-      if redis.call('PTTL', KEYS[i]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[i], ARGV[3]) end
+      if redis.call('PTTL', KEYS[i]) < tonumber(ARGV[3]) then
+        redis.call('PEXPIRE', KEYS[i], math.floor(1.1 * ARGV[3]))
+      end
     end
   end
 end

@@ -4,7 +4,7 @@
 --       whose results give tags then the invalidation log, and the versions of those that an entry is thought to have
 -- ARGV  1 token of this attempt
 --       2 lease TTL, ms
---       3 least TTL of the versions, ms
+--       3 least TTL of the versions, ms (each script gives a tenth more, so that most write none)
 --       4 fresh nonces, 8 bytes per tag, for the tags that have no version
 --       5 tag block that a valid entry names, tags of its result included
 --       6 now, epoch seconds; '' = do not look for an entry
@@ -119,9 +119,9 @@ if ARGV[11] == 'w' then return {4} end
 for i = 1, tags do
   if not nonces[i] then
     nonces[i] = string.sub(ARGV[4], 8 * i - 7, 8 * i)
-    redis.call('SET', KEYS[4 + i], nonces[i], 'PX', ARGV[3])
+    redis.call('SET', KEYS[4 + i], nonces[i], 'PX', math.floor(1.1 * ARGV[3]))
   elseif redis.call('PTTL', KEYS[4 + i]) < tonumber(ARGV[3]) then
-    redis.call('PEXPIRE', KEYS[4 + i], ARGV[3])
+    redis.call('PEXPIRE', KEYS[4 + i], math.floor(1.1 * ARGV[3]))
   end
 end
 -- Who waits for this attempt from now on is not to have what an earlier one of its task id left.

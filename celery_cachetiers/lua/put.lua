@@ -15,13 +15,15 @@ if ARGV[4] ~= '' then
   for i = 1, tags do
     if not nonces[i] then
       nonces[i] = string.sub(ARGV[3], 8 * i - 7, 8 * i)
-      if redis.pcall('SET', KEYS[4 + i], nonces[i], 'PX', ARGV[2]).err then outcome = -2 end
+      if redis.pcall('SET', KEYS[4 + i], nonces[i], 'PX', math.floor(1.1 * ARGV[2])).err then outcome = -2 end
     end
   end
   -- Before anything is deleted or prolonged: a full server no longer refuses a script that has written.
   if redis.pcall('SET', KEYS[1], ARGV[4] .. table.concat(nonces), 'PX', ARGV[1]).err then outcome = -2 end
   for i = 1, tags do
-    if redis.call('PTTL', KEYS[4 + i]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[4 + i], ARGV[2]) end
+    if redis.call('PTTL', KEYS[4 + i]) < tonumber(ARGV[2]) then
+      redis.call('PEXPIRE', KEYS[4 + i], math.floor(1.1 * ARGV[2]))
+    end
   end
 end
 if ARGV[4] == '' or outcome ~= 1 then redis.call('UNLINK', KEYS[1]) end

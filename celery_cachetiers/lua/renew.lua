@@ -12,6 +12,6 @@ if string.sub(lease, 4, 3 + length) ~= ARGV[1] then return 0 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 redis.call('PEXPIRE', KEYS[2], 2 * tonumber(ARGV[2]))
 for i = 3, #KEYS do
-  if redis.call('PTTL', KEYS[i]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[i], ARGV[3]) end
+  if redis.call('PTTL', KEYS[i]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[i], math.floor(1.1 * ARGV[3])) end
 end
 return 1

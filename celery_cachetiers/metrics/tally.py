@@ -14,6 +14,7 @@ class Tally:
 
     Attributes:
         l1_hits, l2_hits: Calls answered from a tier, stale ones included in ``l2_hits``.
+        journal_hits: Calls answered with a value that waits for its sink.
         stale_hits: Those answered past their ``ttl``.
         coalesced: Calls answered by another call's compute.
         held: Requests that a worker's main process held meanwhile, without a slot.
@@ -27,6 +28,7 @@ class Tally:
 
     l1_hits: int = 0
     l2_hits: int = 0
+    journal_hits: int = 0
     stale_hits: int = 0
     coalesced: int = 0
     held: int = 0
@@ -45,7 +47,7 @@ class Tally:
 
         A call counts where it ends: a miss at ``delay()`` is the worker's, so a process that only sends has no misses.
         """
-        hits = self.l1_hits + self.l2_hits
+        hits = self.l1_hits + self.l2_hits + self.journal_hits
         return hits / (hits + self.misses) if hits + self.misses else None
 
 
@@ -86,6 +88,7 @@ class Counters:
             case Event.HIT:
                 tally.l2_hits += details.get("tier") == "l2"
                 tally.l1_hits += details.get("tier") == "l1"
+                tally.journal_hits += details.get("tier") == "journal"
                 tally.stale_hits += bool(details.get("stale"))
             case Event.MISS:
                 tally.misses += 1

@@ -13,6 +13,7 @@ class RecordingListener:
 
     Attributes:
         names: Every announced name, in the order of arrival.
+        lost_names: Every tag whose version was lost, the same.
         digests: The key of every wake-up.
         gaps: How often messages may have been lost.
     """
@@ -20,12 +21,17 @@ class RecordingListener:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self.names: list[str] = []
+        self.lost_names: list[str] = []
         self.digests: list[str] = []
         self.gaps = 0
 
     def invalidated(self, names: Sequence[str]) -> None:
         """Other processes have invalidated these tags and keys."""
         self._note(lambda: self.names.extend(names))
+
+    def lost(self, names: Sequence[str]) -> None:
+        """Redis has lost the versions of these tags."""
+        self._note(lambda: self.lost_names.extend(names))
 
     def woken(self, digest: str) -> None:
         """The leader of a key has come to an end."""

@@ -61,20 +61,35 @@ class MemoryJournal:
         self._time = clock.time
         self.shared: SharedTables = SharedTables() if beside is None else beside.shared
 
-    def write(self, sink: str, writes: Sequence[tuple[str, bytes]], max_pending: int) -> list[int]:
+    def write(
+        self,
+        sink: str,
+        writes: Sequence[tuple[str, bytes]],
+        max_pending: int,
+        *,
+        sequences: Sequence[int] = (),
+        durability: str | None = None,
+    ) -> list[int]:
         with self.shared.lock:
-            return [self._write(self.shared.sinks[sink], key, body, max_pending) for key, body in writes]
+            rows = zip(writes, sequences or [0] * len(writes), strict=True)
+            return [self._write(self.shared.sinks[sink], *write, given, max_pending) for write, given in rows]
 
-    def _write(self, table: SinkTable, key: str, body: bytes, max_pending: int) -> int:
+    def _write(self, table: SinkTable, key: str, body: bytes, given: int, max_pending: int) -> int:
         dirty = table.dirty.get(key)
         if dirty is None and len(table.dirty) >= max_pending:
             return FULL
-        record = Record(key, self._next(table), body)
+        if dirty is not None and given and dirty.record.sequence > given:
+            return given
+        record = Record(key, given or self._next(table), body)
         if dirty is None:
             table.dirty[key] = Dirty(record, self._time(), self._in(0.0))
         else:
             dirty.record = record
         return record.sequence
+
+    def begin(self, sink: str, key: str) -> tuple[Record | None, int]:
+        with self.shared.lock:
+            return self.look(sink, key), self.sequence(sink)
 
     def sequence(self, sink: str) -> int:
         with self.shared.lock:

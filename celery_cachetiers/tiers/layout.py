@@ -54,6 +54,20 @@ class Layout:
         head = f"{self.namespace}:{{{bucket}}}:t:"
         return [f"{head}{tag}:{run_id}" if tag == _NAMESPACE else head + tag for tag in tags]
 
+    @property
+    def prefixes_of_versions(self) -> list[str]:
+        """What the keys of the tags' versions begin with, one prefix for each bucket."""
+        return [f"{self.namespace}:{{{bucket}}}:t:" for bucket in range(self.buckets)]
+
+    def tag_of(self, key: str, run_id: str) -> str | None:
+        """The tag whose version a key holds, the inverse of `versions`; ``None`` if it is none of this server's."""
+        head, found, tag = key.partition("}:t:")
+        if not found or not head.startswith(f"{self.namespace}:{{"):
+            return None
+        if tag.startswith(f"{_NAMESPACE}:"):
+            return _NAMESPACE if tag == f"{_NAMESPACE}:{run_id}" else None
+        return tag
+
     def log(self, bucket: int) -> str:
         """Which tags were invalidated lately, for those whose results give tags."""
         return f"{self.namespace}:{{{bucket}}}:inv"

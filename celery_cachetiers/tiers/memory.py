@@ -117,7 +117,7 @@ class MemoryTier:
 
     def current(self, mark: Mark, names: Iterable[str]) -> bool:
         """Whether nothing that touches the names has happened since the mark."""
-        slots = _slots_of(names)
+        slots = slots_of(names)
         with self._lock:
             return mark.generation == self._generation and self._untouched(slots, mark.sequence)
 
@@ -143,7 +143,7 @@ class MemoryTier:
         if kept is None or kept[1] + OVERHEAD > self._max_bytes:
             self.discard(digest)  # an older value must not outlive the newer one that cannot be kept
             return False
-        slots = _slots_of(names)
+        slots = slots_of(names)
         now = self._monotonic()
         resident = Resident(kept[0], kept[1] + OVERHEAD, now + ttl, mark.sequence, slots, stamp, times, names)
         with self._lock:
@@ -161,7 +161,7 @@ class MemoryTier:
 
     def invalidate(self, names: Iterable[str]) -> None:
         """Makes misses of all entries under the names, and refuses puts under older marks."""
-        slots = _slots_of(names)
+        slots = slots_of(names)
         with self._lock:
             self._sequence += 1
             for slot in slots:
@@ -205,5 +205,6 @@ class MemoryTier:
         return all(self._slots[slot] <= sequence for slot in slots)
 
 
-def _slots_of(names: Iterable[str]) -> tuple[int, ...]:
+def slots_of(names: Iterable[str]) -> tuple[int, ...]:
+    """The slots of some names, each once."""
     return tuple({hash(name) % SLOTS for name in names})

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from celery import Celery
 
-from celery_cachetiers import CachedTask, invalidate_tag
+from celery_cachetiers import CachedTask
 
 app = Celery("proj", broker="redis://localhost:6379/0", backend="redis://localhost:6379/1")
 app.conf.cachetiers_url = "redis://localhost:6379/2"
@@ -20,7 +20,6 @@ def profile(user_id):
     return {"user_id": user_id, "name": name, "computed_at": time.strftime("%H:%M:%S")}
 
 
-@app.task
+@app.task(invalidates=["user:{user_id}"])
 def rename(user_id, name):
     file_of(user_id).write_text(name)
-    invalidate_tag(f"user:{user_id}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery_cachetiers import CachedTask, invalidate_tags
+from celery_cachetiers import CachedTask
 from examples.storefront import shop
 from examples.storefront.app import app
 
@@ -35,8 +35,9 @@ def order_report(day: int) -> list[dict[str, Any]]:
         return shop.order_report(db, day)
 
 
-@app.task
+# The body commits; then, before anybody can see that the task is done, both tags are invalidated: whatever is computed
+# after that reads the new name.
+@app.task(invalidates=["user:{user_id}", "users"])
 def rename(user_id: int, name: str) -> None:
-    """Gives a customer a new name: once this has returned, nobody is shown the old one."""
-    shop.rename(user_id, name)  # commits: whatever is computed after the invalidation reads the new name
-    invalidate_tags([f"user:{user_id}", "users"])
+    """Gives a customer a new name: once this task has its result, nobody is shown the old one."""
+    shop.rename(user_id, name)

@@ -29,8 +29,8 @@ SOON = 10.0
 class Neighbour:
     """A process with the same task and namespace; see apps/neighbour.py."""
 
-    def __init__(self, url: str, namespace: str) -> None:
-        command = [sys.executable, "-m", "tests.integration.apps.neighbour", url, namespace]
+    def __init__(self, url: str, namespace: str, **settings: Any) -> None:
+        command = [sys.executable, "-m", "tests.integration.apps.neighbour", url, namespace, json.dumps(settings)]
         self._process = subprocess.Popen(
             command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True,

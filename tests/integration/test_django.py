@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,10 @@ PROJECT = """
     from django.conf import settings
 
     settings.configure(
-        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+        DATABASES={
+            "default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.environ.get("DATABASE", ":memory:")},
+            "archive": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"},
+        },
         USE_TZ=True,
         SECRET_KEY="x" * 50,
         CELERY_BROKER_URL="memory://",
@@ -31,7 +35,9 @@ PROJECT = """
 
     from celery import Celery
     from django.db import connection, transaction
-    from celery_cachetiers import CachedTask, CacheTiers, MISSING
+    from celery_cachetiers import CachedTask, CacheTiers, ConfigurationError, MISSING, TierUnavailable
+    from celery_cachetiers import clear, invalidate_key, invalidate_tag, invalidate_tags
+    from celery_cachetiers.events import Event
 
     app = Celery("shop")
     app.config_from_object("django.conf:settings", namespace="CELERY")
@@ -57,6 +63,22 @@ END = """
     connection.close()
 """
 
+CHANGES = """
+    heard = []
+    CacheTiers(app).events.subscribe(lambda event, task, details: heard.append(details["names"][0]), Event.INVALIDATED)
+
+    @app.task(invalidates=["order:{number}"])
+    def change(number):
+        if number < 0:
+            raise LookupError
+        return number
+
+    def said():
+        found = " ".join(heard) or "nothing"
+        heard.clear()
+        return found
+"""
+
 
 @pytest.fixture(autouse=True)
 def django() -> None:
@@ -64,8 +86,8 @@ def django() -> None:
         unavailable("Django is not installed: pip install celery-cachetiers[test]")
 
 
-def project(body: str, redis_server: RedisServer, namespace: str) -> list[str]:
-    return run_python(PROJECT + body + END, URL=redis_server.url(), NS=namespace).splitlines()
+def project(body: str, redis_server: RedisServer, namespace: str, **env: str) -> list[str]:
+    return run_python(PROJECT + body + END, **{"URL": redis_server.url(), "NS": namespace, **env}).splitlines()
 
 
 def test_settings_are_read_from_django(redis_server: RedisServer, namespace: str) -> None:
@@ -133,6 +155,179 @@ def test_the_fixup_of_celery_and_our_base_agree(redis_server: RedisServer, names
     CacheTiers(fixed).reset()
     """
     assert project(body, redis_server, namespace) == ["[1, 1, 1] [1] True True"]
+
+
+# ---- invalidating at the commit --------------------------------------------------------------------------------------
+
+
+def test_what_is_computed_before_the_commit_is_not_shown_after_it(
+    redis_server: RedisServer, namespace: str, tmp_path: Path
+) -> None:
+    """Two connections to one database: the other one computes from the old row while the change is not committed."""
+    body = """
+    import threading
+
+    def run(sql, *values):
+        with connection.cursor() as cursor:
+            cursor.execute(sql, values)
+            return cursor.fetchall()
+
+    run("CREATE TABLE orders (number INTEGER, price INTEGER)")
+    run("INSERT INTO orders VALUES (1, 10), (2, 10)")
+
+    @app.task(base=CachedTask, tags=["order:{number}"])
+    def price(number):
+        return run("SELECT price FROM orders WHERE number = %s", number)[0][0]
+
+    @app.task(invalidates=["order:{number}"])
+    def change(number, price):
+        run("UPDATE orders SET price = %s WHERE number = %s", price, number)
+
+    def elsewhere(number):
+        def look():
+            found.append(price(number))
+            connection.close()
+        found = []
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        return found[0]
+
+    with transaction.atomic():
+        change(1, 11)
+        run("UPDATE orders SET price = 12 WHERE number = 2")
+        invalidate_tag("order:2")
+        print("before", elsewhere(1), elsewhere(2))
+    print("after", price(1), price(2), elsewhere(1), elsewhere(2))
+    """
+    lines = project(body, redis_server, namespace, DATABASE=str(tmp_path / "orders.sqlite3"))
+    assert lines == ["before 10 10", "after 11 12 11 12"]
+
+
+def test_every_way_to_invalidate_waits_for_the_commit_and_is_dropped_on_a_rollback(
+    redis_server: RedisServer, namespace: str
+) -> None:
+    acts = {
+        "change(1)": "order:1",
+        "change.apply((1,)).get()": "order:1",
+        "invalidate_tag('order:1')": "order:1",
+        "invalidate_tags(['order:1'])": "order:1",
+        "invalidate_tag('order:1', on_commit=True)": "order:1",
+        "CacheTiers(app).invalidate_tag('order:1')": "order:1",
+        "invalidate_key('0' * 32)": "@key:" + "0" * 32,
+        "clear('total')": "@task:total",
+    }
+    body = CHANGES + "".join(
+        f"""
+    with transaction.atomic():
+        {act}
+        print(said(), end=" | ")
+    print(said(), end=" | ")
+    try:
+        with transaction.atomic():
+            {act}
+            raise LookupError
+    except LookupError:
+        print(said(), end=" | ")
+    {act}
+    print(said())
+    """
+        for act in acts
+    )
+    assert project(body, redis_server, namespace) == [f"nothing | {name} | nothing | {name}" for name in acts.values()]
+
+
+def test_false_acts_at_once_and_so_do_the_tasks_of_the_same_names(redis_server: RedisServer, namespace: str) -> None:
+    body = (
+        CHANGES
+        + """
+    app.conf.task_always_eager = True
+
+    @app.task(invalidates=["hasty:{number}"], on_commit=False)
+    def hasty(number):
+        return number
+
+    with transaction.atomic():
+        hasty(1)
+        invalidate_tag("order:2", on_commit=False)
+        invalidate_tag.delay("order:3")
+        print(said())
+    """
+    )
+    assert project(body, redis_server, namespace) == ["hasty:1 order:2 order:3"]
+
+
+def test_a_savepoint_a_failure_and_another_database(redis_server: RedisServer, namespace: str) -> None:
+    body = (
+        CHANGES
+        + """
+    with transaction.atomic():
+        try:
+            with transaction.atomic():
+                change(-1)
+        except LookupError:
+            pass
+        with transaction.atomic():
+            change(1)
+        print(said())
+    print(said())
+
+    with transaction.atomic(using="archive"):
+        change(2)
+        print(said())
+    print(said())
+
+    with transaction.atomic(), transaction.atomic(using="archive"):
+        change(3)
+    print(said())
+    """
+    )
+    assert project(body, redis_server, namespace) == ["nothing", "order:1", "nothing", "order:2", "order:3 order:3"]
+
+
+def test_where_redis_is_away_at_the_commit_a_message_is_sent(redis_server: RedisServer, namespace: str) -> None:
+    body = (
+        CHANGES
+        + """
+    with transaction.atomic():
+        change(1)
+        invalidate_tag("order:2")
+        print(messages())
+    print(messages())
+    try:
+        invalidate_tag("order:3")
+    except TierUnavailable:
+        print("the caller is told")
+    """
+    )
+    lines = project(body, redis_server, namespace, URL="redis://127.0.0.1:1/0")
+    assert lines == ["0", "2", "the caller is told"]
+
+
+def test_true_asks_for_django_and_a_session_for_nothing_of_it(redis_server: RedisServer, namespace: str) -> None:
+    program = """
+        import sys
+        sys.modules["django"] = None
+        from celery import Celery
+        from celery_cachetiers import CacheTiers, ConfigurationError
+
+        app = Celery("plain", broker="memory://")
+        CacheTiers(app).in_memory = True
+
+        def change(number):
+            return number
+
+        options = {"invalidates": ["order:{number}"], "lazy": False, "shared": False}
+        for name, on_commit in (("change", True), ("by session", lambda: None), ("by default", None)):
+            try:
+                print(app.task(change, name=name, on_commit=on_commit, **options)(1))
+            except ConfigurationError as error:
+                print(error)
+    """
+    refused, *others = run_python(program).splitlines()
+
+    assert refused.startswith("on_commit=True of task change is not usable: on_commit=True needs a configured Django")
+    assert others == ["1", "1"]
 
 
 def test_without_django_it_says_what_to_install() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, assert_type
 
 from celery import Celery, Task, shared_task
+from sqlalchemy.orm import scoped_session, sessionmaker
 
 from celery_cachetiers import (
     MISSING,
@@ -25,6 +27,7 @@ from celery_cachetiers import (
     invalidate_tag,
     invalidate_tags,
 )
+from celery_cachetiers.signals import cache_hit, cache_miss, cache_stored, tag_invalidated
 
 app = Celery("typed")
 app.conf.cachetiers_url = "redis://localhost/2"
@@ -59,6 +62,26 @@ def shared(number: int) -> int:
     return number
 
 
+class ProjectTask(Task[Any, Any]):
+    abstract = True
+
+
+@app.task(invalidates=["user:{user_id}"], invalidate_on_failure=False, on_commit=False)
+def rename(user_id: int, name: str) -> None: ...
+
+
+def changed(arguments: Mapping[str, Any], result: Any) -> list[str]:
+    return [] if result is MISSING else [f"user:{arguments['user_id']}"]
+
+
+session = scoped_session(sessionmaker())
+
+
+@shared_task(base=ProjectTask, invalidates=changed, on_commit=session)
+def merge(user_id: int) -> int:
+    return user_id
+
+
 class Report(CachedTask):
     name = "report"
     ttl = 3600.0
@@ -66,10 +89,6 @@ class Report(CachedTask):
 
     def run(self, day: str) -> int:
         return len(day)
-
-
-class ProjectTask(Task[Any, Any]):
-    abstract = True
 
 
 class ProjectCachedTask(CachedTaskMixin, ProjectTask):
@@ -105,6 +124,10 @@ def functions() -> None:
     invalidate_key("0" * 32)
     clear()
     clear(task="typed.profile")
+    invalidate_tag("user:1", on_commit=session)
+    invalidate_tags(["user:1"], on_commit=False)
+    invalidate_key("0" * 32, on_commit=True)
+    clear(on_commit=lambda: session)
     invalidate_tag.delay("user:1")
     invalidate_tags.apply_async((["user:1"],), countdown=5)
     invalidate_tag.s("user:1")
@@ -118,7 +141,24 @@ def extension() -> None:
     tiers.invalidate_tags(("user:1",))
     tiers.invalidate_key("0" * 32)
     tiers.clear("typed.profile")
+    tiers.invalidate_tag("user:1", on_commit=session)
+    assert_type(tiers.registry.patterns(), tuple[str, ...])
+    assert_type(tiers.registry.dependants("user:{}"), tuple[str, ...])
+    assert_type(tiers.registry.invalidators("user:1"), tuple[str, ...])
     tiers.reset()
+
+
+def signals(task: CachedTask) -> None:
+    def receiver(sender: Any, key: str, **kwargs: Any) -> None: ...
+
+    cache_hit.connect(receiver)
+    cache_miss.connect(receiver, sender=task, weak=False)
+    cache_stored.connect(receiver, dispatch_uid="mine")
+    cache_hit.disconnect(receiver)
+
+    def invalidated(sender: Celery, tag: str, heard: bool, **kwargs: Any) -> None: ...
+
+    tag_invalidated.connect(invalidated, sender=app)
 
 
 def errors(error: CacheTiersError) -> None:

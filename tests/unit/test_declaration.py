@@ -43,6 +43,9 @@ BAD: list[tuple[str, object, str]] = [
     *(("tags", value, "a list or tuple") for value in ("user:{user_id}", 5, [1], [""], {"a": 1})),
     *(("ignore", value, "a list or tuple") for value in ("verbose", 5, [1])),
     *(("version", value, "text or a whole number") for value in (1.5, True, ["1"])),
+    *(("invalidates", value, "a list or tuple") for value in ("user:{user_id}", 5, [1], [""], {"a": 1})),
+    *(("invalidate_on_failure", value, "True or False") for value in (1, "no")),
+    *(("on_commit", value, "a SQLAlchemy session or scoped_session") for value in ("default", 5, object())),
     *(("key", value, "a callable") for value in ("user_id", 5)),
     *(("cache_if", value, "a callable") for value in (True, "result")),
     *(("ttl_from", value, "a callable") for value in (60, "result")),
@@ -66,9 +69,8 @@ def test_a_bad_value_names_option_value_and_range(app: Celery, option: str, valu
 
 @pytest.mark.parametrize(
     "option",
-    ["invalidates", "invalidate_on_failure", "on_commit", "cache_errors", "error_ttl",
-     "fail_safe", "sink", "write"],
-)  # fmt: skip
+    ["cache_errors", "error_ttl", "fail_safe"],
+)
 def test_an_option_that_is_not_built_yet_is_refused(app: Celery, option: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{option}=.*does not have the feature yet"):
         declare(app, **{option: False})
@@ -233,3 +235,26 @@ def test_an_own_attribute_of_a_base_without_the_cache_is_no_near_miss() -> None:
         tag = "of the project, again"
 
     assert Base.tag
+
+
+@pytest.mark.parametrize("given", [{"sink": "orders"}, {"write": "behind"}, {"write": "through"}])
+def test_a_sink_and_the_way_to_it_go_together(app: Celery, given: dict[str, str]) -> None:
+    [missing] = {"sink", "write"} - given.keys()
+
+    with pytest.raises(ConfigurationError, match=f"{missing}=None"):
+        declare(app, **given)
+
+
+def test_a_base_may_say_one_of_them_and_its_tasks_the_other() -> None:
+    class Ordering(CachedTask):
+        abstract = True
+        sink = "orders"
+
+    class Order(Ordering):
+        name = "order"
+        write = "behind"
+
+        def run(self, number: int) -> int:
+            return number
+
+    assert (Order.sink, Order.write) == ("orders", "behind")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -32,6 +34,41 @@ def test_a_failing_subscriber_is_logged_and_keeps_nobody_from_hearing(caplog: py
 
     assert heard == [Event.MISS]
     assert "a subscriber of miss failed" in caplog.text
+
+
+def test_only_who_asks_for_them_hears_of_hits_in_l1_that_emit_no_event() -> None:
+    events, asked, all_events = Events(), list[object](), list[object]()
+    events.subscribe(lambda *what: all_events.append(what))
+
+    def listen(event: Event, task: str, details: dict[str, object]) -> None:
+        asked.append((event, task, details))
+
+    assert not events.hears(listen)
+    events.subscribe_to_l1_hits(listen)
+    assert events.hears(listen)
+    events.tell_l1_hit("task", "key")
+    events.emit(Event.HIT, "task", tier="l2")
+    events.unsubscribe(listen)
+    assert not events.hears(listen)
+
+    assert asked == [(Event.HIT, "task", {"tier": "l1", "stale": False, "key": "key"})]
+    assert all_events == [(Event.HIT, "task", {"tier": "l2"})]
+    assert events.of_l1 == ()
+
+
+def test_subscribing_from_many_threads_loses_nobody() -> None:
+    events = Events()
+    barrier = threading.Barrier(8)
+
+    def subscribe(number: int) -> None:
+        barrier.wait(10)
+        for _ in range(50):
+            events.subscribe(lambda event, task, details: None, Event.MISS)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(subscribe, range(8)))
+
+    assert len(events._subscribers[Event.MISS]) == 400
 
 
 def test_whoever_unsubscribes_hears_no_more() -> None:

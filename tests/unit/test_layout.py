@@ -43,6 +43,7 @@ LAYERS = {
             "errors",
             "options",
             "policy",
+            "sink_policy",
             "keys",
             "binder",
             "dialects",
@@ -61,6 +62,9 @@ LAYERS = {
     "engine": Layer(
         modules=(
             "decisions",
+            "flush",
+            "delivery",
+            "trouble",
             "flight",
             "call",
             "attempt",
@@ -92,7 +96,10 @@ LAYERS = {
         modules=(
             *("", "app", "settings", "declaration", "memoized", "task", "task_cache"),
             *("result", "publishing", "tasks", "failures", "seat", "room", "answering", "loops"),
+            *("outlet", "write_behind", "schedule"),
+            *("body", "commits", "invalidating", "registry"),
             *("broker_limits", "worker_requests", "waiting_room", "signals"),
+            *("sinks", "sink_target", "sink_writer", "sqlalchemy_sink", "sqlalchemy_statements"),
             *("cli", "cli.*", "django", "django.*"),
         ),
         below=("words", "ports", "engine", "adapters"),

@@ -83,7 +83,7 @@ def test_an_unknown_setting_is_refused_with_a_suggestion(name: str, meant: str) 
 
 @pytest.mark.parametrize(
     "name",
-    ["journal_url", "flush_every", "flush_queue", "report_every", "hit_ratio_target"],
+    ["report_every", "hit_ratio_target"],
 )
 def test_a_setting_that_is_not_built_yet_is_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"cachetiers_{name}=.*does not have the feature yet"):

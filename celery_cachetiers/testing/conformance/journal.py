@@ -556,6 +556,43 @@ class JournalConformance:
         assert journal.ours.exhume(journal.sink, ["a"]) == 0
         assert journal.claim() == []
 
+    # -- what was computed before it is written -----------------------------------------------------------------------
+
+    def test_a_compute_begins_with_what_waits_and_a_sequence_below_all_later_ones(
+        self, journal: JournalUnderTest
+    ) -> None:
+        nothing, first = journal.ours.begin(journal.sink, "a")
+        [written] = journal.write("a")
+        waits, second = journal.theirs.begin(journal.sink, "a")
+        [later] = journal.write("b")
+
+        assert nothing is None
+        assert waits is not None
+        assert waits.sequence == written
+        assert first < written < second < later
+
+    def test_a_write_under_an_older_sequence_does_not_displace_a_newer_one(self, journal: JournalUnderTest) -> None:
+        _, begun = journal.ours.begin(journal.sink, "a")
+        [newer] = journal.theirs.write(journal.sink, [("a", b"newer")], 10)
+
+        assert journal.ours.write(journal.sink, [("a", b"older")], 10, sequences=[begun]) == [begun]
+        record = journal.ours.look(journal.sink, "a")
+        assert record is not None
+        assert (record.sequence, record.body) == (newer, b"newer")
+
+    def test_a_write_under_a_sequence_of_its_own_keeps_it(self, journal: JournalUnderTest) -> None:
+        journal.write("a")
+        _, begun = journal.ours.begin(journal.sink, "a")
+        _, next_begun = journal.ours.begin(journal.sink, "b")
+
+        taken = journal.ours.write(journal.sink, [("a", b"1"), ("b", b"2")], 10, sequences=[begun, next_begun])
+        assert taken == [begun, next_begun]
+        [later] = journal.write("c")
+        assert later > next_begun
+        record = journal.ours.look(journal.sink, "a")
+        assert record is not None
+        assert (record.sequence, record.body) == (begun, b"1")
+
     # -- the backlog --------------------------------------------------------------------------------------------------
 
     def test_the_backlog_counts_what_is_claimed_and_what_waits_out_a_delay(self, journal: JournalUnderTest) -> None:

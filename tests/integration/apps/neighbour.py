@@ -1,6 +1,6 @@
 """Another process that uses the cache, commanded over its stdin: one JSON line in, one out.
 
-python -m tests.integration.apps.neighbour URL NAMESPACE
+python -m tests.integration.apps.neighbour URL NAMESPACE [SETTINGS, a JSON object]
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ COMPUTED: list[str] = []
 
 
 def main() -> None:
-    url, namespace = sys.argv[1:3]
-    app = cached_app(namespace, url)
+    url, namespace, *settings = sys.argv[1:]
+    app = cached_app(namespace, url, **json.loads(settings[0] if settings else "{}"))
     tiers = CacheTiers(app)
 
     @app.task(base=CachedTask, name="page", tags=["user:{user}"])

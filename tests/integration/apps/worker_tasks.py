@@ -11,7 +11,7 @@ from celery import Celery
 
 from celery_cachetiers import CachedTask, CacheTiers
 from celery_cachetiers.events import Event
-from tests.integration.apps import worker_ends
+from tests.integration.apps import worker_ends, worker_writers
 from tests.integration.apps.worker_book import Book
 
 VARIABLE = "CACHETIERS_TEST_APP"
@@ -77,6 +77,7 @@ def build(given: Mapping[str, Any] | None = None) -> Celery:
     _declare_nested(app, book)
     _declare_canvas(app, book)
     worker_ends.declare(app, book)
+    worker_writers.declare(app, book)
     app.finalize()
     return app
 

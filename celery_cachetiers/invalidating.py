@@ -1,0 +1,289 @@
+"""``invalidates=`` on any task, cached or not: what a body has changed is invalidated before its result can be seen.
+
+The body itself is wrapped, as Celery does for ``autoretry_for``: Celery sends ``task_success`` after it has stored the
+result, when whoever waited for it has read the old value already. The signals stand in where there is no body to wrap,
+or where it was killed.
+
+It decides which tags, and what becomes of them when Redis cannot be reached; `commits` knows when.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial, wraps
+from typing import Any
+
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery import signals
+
+from celery_cachetiers.app import CacheTiers
+from celery_cachetiers.binder import compile_binder
+from celery_cachetiers.body import Body, dumped, takes_models, with_models, wrap_body
+from celery_cachetiers.commits import Watch, open_transactions
+from celery_cachetiers.declaration import check_invalidation, invalidation_of
+from celery_cachetiers.entry import MISSING
+from celery_cachetiers.errors import ConfigurationError, TagError, TierUnavailable
+from celery_cachetiers.events import Event
+from celery_cachetiers.tasks import or_hand_over
+from celery_cachetiers.templates import TagTemplate, checked_tag, escape_tag
+
+logger = logging.getLogger("celery_cachetiers")
+
+KILLED = (WorkerLostError, TimeLimitExceeded)
+"""How a body ends that cannot say so itself: the worker's main process says it."""
+
+
+# ---- which tasks -----------------------------------------------------------------------------------------------------
+
+
+def watch(tiers: CacheTiers) -> None:
+    """Has the tasks that the app has do what they declare, and listens for bodies that are killed.
+
+    Tasks that come later are seen as they are bound to the app.
+
+    Raises:
+        ConfigurationError: What a task declares cannot be used.
+    """
+    tiers.app.on_after_finalize.connect(lambda **_: declare_all(tiers), weak=False)
+    signals.task_failure.connect(_on_failure)
+    signals.task_revoked.connect(_on_revoked)
+    declare_all(tiers)
+
+
+def declare_all(tiers: CacheTiers) -> None:
+    """Looks at every task of the app; one that was seen before is left as it is. Raises as `watch`, at the end."""
+    wrong: list[ConfigurationError] = []
+    for task in list(tiers.app._tasks.values()):  # type: ignore[attr-defined]
+        try:
+            declare(tiers, task)
+        except ConfigurationError as error:
+            wrong.append(error)
+    if wrong:
+        raise wrong[0]
+
+
+def declare(tiers: CacheTiers, task: Any) -> None:
+    """Wraps the body of one task, if the task declares that it invalidates. Raises as `watch`."""
+    known = tiers.invalidations.get(task.name)
+    if known is not None and known.task is task:
+        return
+    where = f"task {task.name}"
+    options = invalidation_of(type(task), where)
+    if "invalidates" not in options:
+        return
+    invalidation = Invalidation(tiers, task, options, where)
+    try:
+        wrap_body(task, invalidation.around)
+    except (AttributeError, TypeError):
+        logger.warning("celery-cachetiers: the body of %s cannot be wrapped: it invalidates late", task.name)
+        invalidation.is_wrapped = False
+        signals.task_success.connect(_on_success)
+    tiers.invalidations[task.name] = invalidation
+
+
+# ---- one task --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Run:
+    """One run of a body.
+
+    Attributes:
+        arguments: By name; ``None`` if they do not fit.
+        tags: What the templates gave before it ran.
+        watch: Whether the session commits meanwhile.
+        errors: What could not be rendered.
+    """
+
+    arguments: Mapping[str, object] | None
+    watch: Watch
+    tags: list[str] = field(default_factory=list)
+    errors: list[Exception] = field(default_factory=list)
+
+
+class Invalidation:
+    """What one task's body invalidates.
+
+    Concurrency: keeps nothing between runs.
+
+    Raises:
+        ConfigurationError: The options do not fit the task.
+    """
+
+    def __init__(self, tiers: CacheTiers, task: Any, options: Mapping[str, Any], where: str) -> None:
+        self.tiers, self.task, self.name, self.is_wrapped = tiers, task, str(task.name), True
+        self._where = where
+        self._binder = compile_binder(task.run, skip_first=False)
+        self._takes_models = takes_models(task)
+        self.templates = check_invalidation(type(task), options, self._binder, where)
+        invalidates = options.get("invalidates")
+        self._ask: Callable[[Mapping[str, object], object], Iterable[str]] | None = (
+            invalidates if callable(invalidates) else None
+        )
+        self._on_failure = options.get("invalidate_on_failure", True)
+        self._on_commit = options.get("on_commit")
+
+    def around(self, run: Body) -> Body:
+        """The body, and then the invalidation."""
+
+        @wraps(run)
+        def invalidating(*args: Any, **kwargs: Any) -> Any:
+            if self.tiers.suspended:
+                return run(*args, **kwargs)
+            begun = self.begin(args, kwargs)
+            try:
+                result = run(*args, **kwargs)
+            except BaseException as error:
+                self.has_failed(begun, error)
+                raise
+            self.has_succeeded(begun, result)
+            return result
+
+        return invalidating
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
+        """Before the body, which may change what it was given.
+
+        Raises:
+            ConfigurationError: The app's settings cannot be used, or there is no Django: said before the body writes.
+        """
+        self.tiers.cache  # noqa: B018 - made here if it was not
+        if self._on_commit is True:
+            open_transactions(True, self._where)
+        begun = Run(None, Watch(self._on_commit))
+        try:
+            values = self._binder(*dumped(self.task, args, kwargs))
+        except Exception as error:
+            begun.errors.append(error)
+            return begun
+        arguments = self._binder.arguments(values)
+        begun.arguments = with_models(arguments) if self._takes_models else arguments
+        for template in self.templates:
+            self._render(template, begun)
+        return begun
+
+    def tags_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> tuple[str, ...]:
+        """What a body that gave this result has changed, escaped; what cannot be told is logged, and not among it."""
+        begun = self.begin(args, kwargs)
+        self._find(begun, result)
+        return tuple(sorted({escape_tag(tag) for tag in begun.tags}))
+
+    def has_succeeded(self, begun: Run, result: object) -> None:
+        """Invalidates. Raises `TierUnavailable` when neither Redis nor the broker has taken it."""
+        self._invalidate(begun, result)
+
+    def has_failed(self, begun: Run, error: BaseException) -> None:
+        """Invalidates too, as the body may have written; what it raised is what its caller gets, whatever happens here.
+
+        A `Retry`, `Ignore` or `Reject` is raised by a body that has run so far.
+        """
+        has_run = begun.arguments is not None or type(error) is not type(begun.errors[0])
+        if not (self._on_failure and has_run):
+            return
+        try:
+            self._invalidate(begun, MISSING)
+        except TierUnavailable as fault:
+            self._report(fault, begun.tags)
+            error.add_note(f"celery-cachetiers: {begun.tags!r} could not be invalidated: {fault}")
+
+    def was_killed(self, args: Any, kwargs: Any) -> None:
+        """Invalidates in the worker's main process, for a body that could not: its transactions have ended with it."""
+        if not self._on_failure or self.tiers.suspended:
+            return
+        begun = self.begin(tuple(args or ()), dict(kwargs or {}))
+        self._find(begun, MISSING)
+        if not begun.tags:
+            return
+        try:
+            self._act(begun.tags)
+        except TierUnavailable as fault:
+            self._report(fault, begun.tags)
+
+    def _render(self, template: TagTemplate, begun: Run) -> None:
+        assert begun.arguments is not None
+        try:
+            begun.tags.append(checked_tag(template.render(begun.arguments)))
+        except TagError as error:
+            begun.errors.append(error)
+
+    def _find(self, begun: Run, result: object) -> None:
+        """What the callable says; and what could not be found is told, after all that could."""
+        if self._ask is not None and begun.arguments is not None:
+            try:
+                found = self._ask(begun.arguments, result)
+                if isinstance(found, str) or found is None:
+                    raise TagError(found, "tags are a list, which may be empty")
+                for tag in found:
+                    begun.tags.append(checked_tag(tag))
+            except Exception as error:
+                begun.errors.append(error)
+        for each in begun.errors:
+            self._report(each, [])
+
+    def _invalidate(self, begun: Run, result: object) -> None:
+        self._find(begun, result)
+        if not begun.tags:
+            return
+        act = partial(self._act, begun.tags)
+        try:
+            waits = open_transactions(self._on_commit, self._where)
+        except Exception as fault:  # early does no harm, and is not too late
+            self._report(fault, begun.tags)
+            waits = []
+        if not waits or begun.watch.has_committed():
+            act()
+        for wait in waits:
+            wait(act)
+
+    def _act(self, tags: list[str]) -> None:
+        names = sorted({escape_tag(tag) for tag in tags})
+        act = partial(self.tiers.cache.invalidate, names)
+        try:
+            if self.task.request.is_eager:
+                act()
+            else:
+                or_hand_over(self.tiers, act, "invalidate_tags", sorted(set(tags)))
+        except TierUnavailable as error:
+            if self.tiers.settings.enabled:
+                raise
+            self._report(error, tags)  # switched off, as in tests without servers: no fault of ours fails a task
+
+    def _report(self, error: Exception, tags: list[str]) -> None:
+        self.tiers.events.emit(Event.NOT_INVALIDATED, self.name, tags=tuple(tags), error=repr(error))
+        logger.error(
+            "celery-cachetiers: %s has run, and not all that it changed was invalidated: %s",
+            self.name,
+            error,
+            exc_info=error,
+        )
+
+
+# ---- what Celery tells -----------------------------------------------------------------------------------------------
+
+
+def _of(task: Any) -> Invalidation | None:
+    tiers = getattr(getattr(task, "app", None), "_cachetiers", None)
+    found = tiers.invalidations.get(task.name) if isinstance(tiers, CacheTiers) else None
+    return found if found is not None and found.task is task else None
+
+
+def _on_success(sender: Any = None, result: object = None, **_: object) -> None:
+    invalidation = _of(sender)
+    if invalidation is not None and not invalidation.is_wrapped and not invalidation.tiers.suspended:
+        request = sender.request
+        begun = invalidation.begin(tuple(request.args or ()), dict(request.kwargs or {}))
+        invalidation.has_succeeded(begun, result)
+
+
+def _on_failure(sender: Any = None, exception: Any = None, args: Any = None, kwargs: Any = None, **_: object) -> None:
+    invalidation = _of(sender)
+    if invalidation is not None and (isinstance(exception, KILLED) or not invalidation.is_wrapped):
+        invalidation.was_killed(args, kwargs)
+
+
+def _on_revoked(sender: Any = None, request: Any = None, terminated: bool = False, **_: object) -> None:
+    invalidation = _of(sender) if terminated else None
+    if invalidation is not None:
+        invalidation.was_killed(request.args, request.kwargs)

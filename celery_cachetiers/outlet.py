@@ -1,0 +1,268 @@
+"""The way of one task's values to its sink: through the journal (``write="behind"``) or at once (``write="through"``).
+
+It decides under which sequence a value is written, and when it goes past the journal: while that cannot be reached, has
+no room, or cannot hold the value. A value is never accepted without being in one of the two.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from celery_cachetiers.clock import Clock
+from celery_cachetiers.codec import Codec
+from celery_cachetiers.entry import MISSING, Times, tag_names, unpack_body
+from celery_cachetiers.errors import ConfigurationError, JournalFull, TierUnavailable, UnusableEntry
+from celery_cachetiers.events import Event, Events
+from celery_cachetiers.journal_port import FULL, Journal, Record
+from celery_cachetiers.sinks import Sink
+from celery_cachetiers.writes import Write
+
+logger = logging.getLogger("celery_cachetiers")
+
+POLL = 0.05
+"""Seconds between two attempts to write into a journal that is full."""
+
+
+def record_key(digest: str) -> str:
+    """The key that a record is signed for: it must never be taken for an entry."""
+    return f"{digest}:write"
+
+
+def packed(codec: Codec, write: Write, tags: Sequence[str]) -> bytes:
+    """The body of a record, which can be read again. Raises `UnusableEntry`."""
+    content = {
+        "task": write.task,
+        "args": list(write.args),
+        "kwargs": dict(write.kwargs),
+        "value": write.value,
+        "deleted": write.deleted,
+        "at": write.written_at,
+    }
+    times = Times(write.written_at, write.written_at, write.written_at, 0.0)
+    body = codec.encode(content, times, tags, record_key(write.key))
+    codec.decode(unpack_body(body), record_key(write.key))
+    return body
+
+
+def unpacked(codec: Codec, record: Record) -> tuple[Write, tuple[str, ...]]:
+    """A record's write, and the tags that it invalidates. Raises `UnusableEntry`."""
+    raw = unpack_body(record.body)
+    content: Any = codec.decode(raw, record_key(record.key))
+    try:
+        write = Write(
+            task=content["task"],
+            args=tuple(content["args"]),
+            kwargs=dict(content["kwargs"]),
+            key=record.key,
+            value=content["value"],
+            deleted=content["deleted"],
+            sequence=record.sequence,
+            written_at=content["at"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnusableEntry("malformed") from error
+    return write, tag_names(raw.header)
+
+
+@dataclass(slots=True)
+class SafeJournal:
+    """The journal of this process, looked at once before the first write.
+
+    Attributes:
+        journal: Where writes wait.
+        send_flush: Asks a worker to flush a sink.
+    """
+
+    journal: Journal
+    send_flush: Callable[[str], None]
+    _checked: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _written: dict[str, int] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raises `ConfigurationError` if the server may lose records by its own configuration."""
+        if self._checked:
+            return
+        reason = self.journal.unsafe()
+        if reason is not None:
+            allowed = f"a server that keeps what it has, or write='through': {reason}"
+            raise ConfigurationError("cachetiers_journal_url", "(the journal's Redis)", allowed)
+        self._checked = True
+
+    def count(self, sink: Sink, writes: int) -> None:
+        """Counts what this process has written; each full batch asks for a flush, which beat may be far from."""
+        with self._lock:
+            before = self._written.get(sink.name, 0)
+            self._written[sink.name] = (before + writes) % sink.options.batch_size
+        if before + writes >= sink.options.batch_size:
+            self.send_flush(sink.name)
+
+    def reset_after_fork(self) -> None:
+        """Under a new lock."""
+        self._lock = threading.Lock()
+        self._written = {}
+
+
+class LocalSequences:
+    """Sequences of this process, for while the journal's cannot be drawn: the clock in microseconds, never twice."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.reset_after_fork()
+
+    def reset_after_fork(self) -> None:
+        """Under a new lock."""
+        self._lock, self._last = threading.Lock(), 0
+
+    def draw(self) -> int:
+        """The next one."""
+        with self._lock:
+            self._last = max(self._last + 1, int(self._clock.time() * 1_000_000))
+            return self._last
+
+
+class TaskOutlet:
+    """What one task writes.
+
+    Concurrency: keeps nothing between writes.
+
+    Args:
+        task: The task's name.
+        journal: ``None`` for ``write="through"``, or where there is no Redis at all.
+        flush_key: Hands the record of one key to the sink, now.
+    """
+
+    def __init__(
+        self, task: str, sink: Sink, codec: Codec, clock: Clock, events: Events, sequences: LocalSequences, *,
+        journal: SafeJournal | None, numbers: Journal | None, flush_key: Callable[[Sink, str], None],
+    ) -> None:  # fmt: skip
+        self.task, self.sink = task, sink
+        self._codec, self._clock, self._events, self._sequences = codec, clock, events, sequences
+        self._journal, self._numbers, self._flush_key = journal, numbers, flush_key
+
+    def begin(self, key: str) -> tuple[object, int]:
+        """What waits under a key, and a sequence for what is computed now. Costs: 1 round trip."""
+        if self._journal is None:
+            return MISSING, self._number()
+        try:
+            record, sequence = self._journal.journal.begin(self.sink.name, key)
+        except TierUnavailable as error:
+            self._tell("look into the journal", error)
+            return MISSING, self._sequences.draw()
+        if record is None:
+            return MISSING, sequence
+        try:
+            write, _ = unpacked(self._codec, record)
+        except UnusableEntry as error:
+            self._events.emit(Event.UNUSABLE, self.task, reason=error.reason, key=key)
+            return MISSING, sequence
+        if write.deleted:
+            self._flush_key(self.sink, key)  # the body would still find what was deleted
+            return MISSING, sequence
+        return write.value, sequence
+
+    def deliver(
+        self, key: str, args: Sequence[Any], kwargs: Mapping[str, Any], value: object, *,
+        deleted: bool = False, sequence: int = 0, tags: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """Writes one value.
+
+        Args:
+            key: "" for a call without one, which goes past the journal.
+            sequence: From `begin`; 0 for a write that is newer than all before.
+            tags: What it invalidates, escaped.
+
+        Raises:
+            JournalFull: With ``when_full="raise"``, or after ``time_limit`` with ``"block"``.
+            Exception: Whatever the sink raises, where the write goes past the journal.
+        """
+        self.deliver_all([(key, args, kwargs, value)], deleted=deleted, sequence=sequence, tags=[tags])
+
+    def deliver_all(
+        self, items: Sequence[tuple[str, Sequence[Any], Mapping[str, Any], object]], *,
+        deleted: bool = False, sequence: int = 0, tags: Sequence[Sequence[str]] = (),
+    ) -> None:  # fmt: skip
+        """The same for several writes, in one round trip. Raises as `deliver`, and may have written some of them."""
+        now = self._clock.time()
+        writes = [
+            Write(self.task, tuple(args), dict(kwargs), key, value, deleted, sequence, now)
+            for key, args, kwargs, value in items
+        ]
+        past = writes if self._journal is None else self._behind(self._journal, writes, tags)
+        for at in range(0, len(past), self.sink.options.batch_size):
+            self._through(past[at : at + self.sink.options.batch_size])
+
+    def _behind(self, journal: SafeJournal, writes: list[Write], tags: Sequence[Sequence[str]]) -> list[Write]:
+        """Those that the journal has not taken."""
+        bodies: list[tuple[str, bytes]] = []
+        held, past = list[Write](), list[Write]()
+        for at, write in enumerate(writes):
+            try:
+                if not write.key:
+                    raise UnusableEntry("without a key")
+                bodies.append((write.key, packed(self._codec, write, tags[at] if at < len(tags) else ())))
+                held.append(write)
+            except UnusableEntry as error:
+                self._events.emit(Event.UNUSABLE, self.task, reason=error.reason, key=write.key)
+                past.append(write)
+        if not held:
+            return past
+        journal.check()
+        try:
+            return past + self._taken(journal, held, bodies)
+        except TierUnavailable as error:
+            self._tell("write into the journal", error)
+            return past + held
+
+    def _taken(self, journal: SafeJournal, held: list[Write], bodies: list[tuple[str, bytes]]) -> list[Write]:
+        """Writes into the journal until it has room; returns what goes past it."""
+        options, deadline = self.sink.options, self._clock.monotonic() + self.sink.options.time_limit
+        while True:
+            given = [write.sequence for write in held] if held[0].sequence else ()
+            sequences = journal.journal.write(
+                self.sink.name, bodies, options.max_pending, sequences=given, durability=options.durability
+            )
+            journal.count(self.sink, sum(sequence != FULL for sequence in sequences))
+            left = [at for at, sequence in enumerate(sequences) if sequence == FULL]
+            if not left:
+                return []
+            held, bodies = [held[at] for at in left], [bodies[at] for at in left]
+            if options.when_full == "through":
+                return held
+            journal.send_flush(self.sink.name)
+            if options.when_full == "raise" or self._clock.monotonic() >= deadline:
+                raise JournalFull(self.sink.name, options.max_pending)
+            time.sleep(POLL)
+
+    def _through(self, writes: list[Write]) -> None:
+        self.sink.write([self._numbered(write) for write in writes])
+
+    def _numbered(self, write: Write) -> Write:
+        if write.sequence:
+            return write
+        return Write(
+            write.task,
+            write.args,
+            write.kwargs,
+            write.key,
+            write.value,
+            write.deleted,
+            self._number(),
+            write.written_at,
+        )
+
+    def _number(self) -> int:
+        if self._numbers is not None:
+            try:
+                return self._numbers.sequence(self.sink.name)
+            except TierUnavailable as error:
+                self._tell("draw a sequence", error)
+        return self._sequences.draw()
+
+    def _tell(self, step: str, error: TierUnavailable) -> None:
+        self._events.emit(Event.FAILED_OPEN, self.task, step=step, error=str(error))

@@ -1,0 +1,165 @@
+"""Which tasks depend on which tags, and which invalidate them, as far as their declarations tell.
+
+A pattern is a template without the names of its fields: ``user:{user_id}`` and ``user:{id}`` are both ``user:{}``. Two
+patterns meet if one text fits both; a field stands for any text.
+"""
+
+from __future__ import annotations
+
+import logging
+import string
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from celery import bootsteps
+
+from celery_cachetiers.app import CacheTiers
+from celery_cachetiers.task import CachedTaskMixin
+
+logger = logging.getLogger("celery_cachetiers")
+
+FIELD = "{}"
+
+
+class Registry:
+    """The declarations of an app's tasks, as they are when it is made.
+
+    Args:
+        tasks: The tasks of one app.
+    """
+
+    def __init__(self, tasks: Iterable[Any]) -> None:
+        self._depend: dict[str, tuple[str, ...]] = {}
+        self._invalidate: dict[str, tuple[str, ...]] = {}
+        computed = []
+        for task in tasks:
+            name = str(task.name)
+            self._invalidate[name] = _patterns_of(task, "invalidates")
+            if isinstance(task, CachedTaskMixin):
+                self._depend[name] = _patterns_of(task, "tags")
+                if callable(_option(task, "tags")) or _option(task, "tags_from") is not None:
+                    computed.append(name)
+        self._computed = tuple(sorted(computed))
+
+    def patterns(self) -> tuple[str, ...]:
+        """Every pattern that a task depends on or invalidates, each once."""
+        found = {
+            pattern for declared in (self._depend, self._invalidate) for each in declared.values() for pattern in each
+        }
+        return tuple(sorted(found))
+
+    def dependants(self, pattern: str) -> tuple[str, ...]:
+        """Names of the tasks with a declared tag that meets a pattern, a template or a tag.
+
+        Raises:
+            ValueError: Its braces do not match.
+        """
+        return _meeting(pattern, self._depend)
+
+    def invalidators(self, pattern: str) -> tuple[str, ...]:
+        """Names of the tasks that declare to invalidate what meets it. Raises as `dependants`."""
+        return _meeting(pattern, self._invalidate)
+
+    def computed(self) -> tuple[str, ...]:
+        """Names of the tasks whose tags no declaration tells: a callable makes them, or their results do."""
+        return self._computed
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """Task and pattern, for what is invalidated and no task depends on, as far as it can be known.
+
+        That is nothing while there are `computed` tags, or where no task has any: what depends on them runs elsewhere.
+        """
+        if self._computed or not any(self._depend.values()):
+            return
+        for name in sorted(self._invalidate):
+            for pattern in self._invalidate[name]:
+                if not self.dependants(pattern):
+                    yield name, pattern
+
+    def __repr__(self) -> str:
+        return f"<Registry of {len(self.patterns())} patterns>"
+
+
+class StartCheck(bootsteps.Step):
+    """The bootstep of a worker that looks at the declarations before it works.
+
+    Raises:
+        ConfigurationError: A setting, or what a task says about invalidating, cannot be used.
+    """
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        from celery_cachetiers.invalidating import declare_all
+
+        tiers = CacheTiers(worker.app)
+        declare_all(tiers)
+        tiers.settings  # noqa: B018 - resolved here
+        for name, pattern in tiers.registry.unused():
+            logger.warning("celery-cachetiers: %s invalidates %r, and no task here depends on it", name, pattern)
+
+
+def pattern_of(template: str) -> str:
+    """The template without the names in its fields.
+
+    >>> pattern_of("day:{day:%Y-%m}"), pattern_of("user:1"), pattern_of("{a}{b}{{}}")
+    ('day:{}', 'user:1', '{}{}{{}}')
+    """
+    return "".join(FIELD if part is None else part.replace("{", "{{").replace("}", "}}") for part in _parts(template))
+
+
+def meet(one: str, other: str) -> bool:
+    """Whether one text fits both patterns.
+
+    >>> meet("user:1", "user:{user_id}"), meet("user:{a}:name", "user:{b}"), meet("user:{a}", "users:{a}")
+    (True, True, False)
+
+    Costs: the product of their lengths.
+    """
+    left, right = _letters(one), _letters(other)
+    # reach[j]: the letters of `left` so far and the first j of `right` can stand for one text.
+    reach = _skipping([True] + [False] * len(right), right)
+    for letter in left:
+        follow = [letter is None and reach[0]]
+        for j, against in enumerate(right):
+            follow.append(
+                (letter is None and (reach[j + 1] or follow[j]))
+                or (against is None and (follow[j] or reach[j + 1]))
+                or (letter == against and reach[j])
+            )
+        reach = follow
+    return reach[-1]
+
+
+def _skipping(reach: list[bool], right: list[str | None]) -> list[bool]:
+    """A field may stand for nothing."""
+    for j, against in enumerate(right):
+        reach[j + 1] = reach[j] and against is None
+    return reach
+
+
+def _letters(template: str) -> list[str | None]:
+    """Each letter, ``None`` for a field."""
+    return [letter for part in _parts(template) for letter in ([None] if part is None else part)]
+
+
+def _parts(template: str) -> Iterator[str | None]:
+    for literal, name, _, _ in string.Formatter().parse(template):
+        if literal:
+            yield literal
+        if name is not None:
+            yield None
+
+
+def _option(task: Any, name: str) -> Any:
+    return getattr(type(task), name, None)
+
+
+def _patterns_of(task: Any, option: str) -> tuple[str, ...]:
+    declared: Iterable[str] | Callable[..., Any] | None = _option(task, option)
+    if declared is None or callable(declared):
+        return ()
+    return tuple(pattern_of(template) for template in declared)
+
+
+def _meeting(pattern: str, declared: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(sorted(name for name, patterns in declared.items() if any(meet(pattern, each) for each in patterns)))

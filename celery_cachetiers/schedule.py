@@ -1,0 +1,71 @@
+"""What beat and a worker do without being told: flush by the clock, check before the start, drain at the end.
+
+Entries are added when beat starts, as an app may assign its own ``beat_schedule`` at any time before; an entry of the
+same name in that schedule stays as the app has it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import bootsteps
+from celery.signals import beat_init, worker_shutdown
+
+from celery_cachetiers.app import CacheTiers
+from celery_cachetiers.sinks import registered
+from celery_cachetiers.write_behind import FLUSH
+
+logger = logging.getLogger("celery_cachetiers")
+
+DRAIN_SECONDS = 10.0
+
+
+def entries(tiers: CacheTiers) -> dict[str, dict[str, Any]]:
+    """The periodic tasks of an app, as ``beat_schedule`` has them. Raises `ConfigurationError`."""
+    settings, sinks = tiers.settings, registered().values()
+    if not sinks:
+        return {}
+    delays = [sink.options.max_delay for sink in sinks if sink.options.max_delay is not None]
+    every = min([settings.flush_every, *delays])
+    options: dict[str, Any] = {"expires": every}  # those that no worker has taken do not pile up
+    if settings.flush_queue is not None:
+        options["queue"] = settings.flush_queue
+    return {FLUSH: {"task": FLUSH, "schedule": every, "options": options}}
+
+
+def add_entries(sender: Any = None, **_: object) -> None:
+    """Adds them to the schedule of the beat that starts."""
+    tiers = getattr(sender.app, "_cachetiers", None)
+    if not isinstance(tiers, CacheTiers):
+        return
+    own = sender.app.conf.beat_schedule or {}
+    new = {name: entry for name, entry in entries(tiers).items() if name not in own}
+    if new:
+        sender.scheduler.update_from_dict(new)
+        logger.info("celery-cachetiers: beat sends %s", ", ".join(sorted(new)))
+
+
+class WriteBehindCheck(bootsteps.StartStopStep):
+    """Refuses to start a worker whose journal would lose what is written into it, or whose tasks name no known sink."""
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        super().__init__(parent, **kwargs)
+        self._app = parent.app
+
+    def start(self, parent: Any) -> None:
+        """Looks. Raises `ConfigurationError`."""
+        CacheTiers(self._app).writes.check()
+
+
+def drain(sender: Any = None, **_: object) -> None:
+    """Empties the journal as far as it goes, when the worker's pool has ended."""
+    tiers = getattr(getattr(sender, "app", None), "_cachetiers", None)
+    if isinstance(tiers, CacheTiers) and registered():
+        tiers.writes.drain(DRAIN_SECONDS)
+
+
+def listen() -> None:
+    """Hears from now on when a beat starts and when a worker ends; once is enough for all apps."""
+    beat_init.connect(add_entries, dispatch_uid="celery_cachetiers.schedule")
+    worker_shutdown.connect(drain, dispatch_uid="celery_cachetiers.drain")

@@ -1,0 +1,204 @@
+"""Write-behind in one process of an app: its journal, its flushers, what beat and a worker's start and end ask of them.
+
+It wires; how a value is written is `outlet`'s matter, how a batch is delivered `flush`'s and `delivery`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import SoftTimeLimitExceeded
+
+from celery_cachetiers.breaker import Breaker
+from celery_cachetiers.client import RedisClient
+from celery_cachetiers.delivery import Flushed
+from celery_cachetiers.errors import ConfigurationError, TierUnavailable
+from celery_cachetiers.events import Event
+from celery_cachetiers.flush import Flusher
+from celery_cachetiers.journal.redis import RedisJournal
+from celery_cachetiers.journal_port import Journal
+from celery_cachetiers.leases.repeat import repeating
+from celery_cachetiers.outlet import LocalSequences, SafeJournal, TaskOutlet, unpacked
+from celery_cachetiers.policy import Policy
+from celery_cachetiers.sinks import Sink, find, registered
+from celery_cachetiers.writes import Write
+
+if TYPE_CHECKING:
+    from celery_cachetiers.app import CacheTiers
+
+logger = logging.getLogger("celery_cachetiers")
+
+FLUSH = "celery_cachetiers.flush"
+LARGEST = 512 * 1024**2
+FLUSH_SECONDS = 30.0
+"""How long one flush goes on: it holds a slot of its worker meanwhile, and the next one helps it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Port:
+    """A sink as the flusher sees it."""
+
+    sink: Sink
+
+    @property
+    def name(self) -> str:
+        return self.sink.name
+
+    @property
+    def batch_size(self) -> int:
+        return self.sink.options.batch_size
+
+    @property
+    def attempts(self) -> int:
+        return self.sink.options.attempts
+
+    @property
+    def backoff(self) -> float:
+        return self.sink.options.backoff
+
+    def write(self, writes: list[Write]) -> None:
+        self.sink.write(writes)
+
+
+class WriteBehind:
+    """The journal of an app's extension, in this process.
+
+    Concurrency: made once under the extension's lock; connects at the first write or flush, anew after a fork.
+    """
+
+    def __init__(self, tiers: CacheTiers) -> None:
+        self._tiers = tiers
+        self.sequences = LocalSequences(tiers.clock)
+        journal = self._connect()
+        self.journal: Journal | None = journal
+        self._safe = SafeJournal(journal, self.send_flush) if journal is not None else None
+        # Records of all tasks: a task may allow larger values than the app does.
+        self._codec = tiers.codec(Policy(max_bytes=LARGEST))
+        self._lock = threading.Lock()
+        self._flushers: dict[str, Flusher] = {}
+
+    def _connect(self) -> RedisJournal | None:
+        settings = self._tiers.settings
+        where = (
+            (settings.journal_url, {}) if settings.journal_url and not self._tiers.in_memory else self._tiers.where()
+        )
+        if where is None:
+            return None
+        url, options = where
+        # Never asked: a write that is not tried goes to the sink, which takes longer.
+        client = RedisClient(url, settings.timeout, Breaker(0.0, self._tiers.clock), **options)
+        return RedisJournal(client, settings.namespace)
+
+    def outlet(self, task: str, policy: Policy) -> TaskOutlet:
+        """The way of one task's values. Raises `ConfigurationError` for a sink that nobody has registered."""
+        assert policy.sink is not None
+        journal = self._safe if policy.write == "behind" else None
+        if policy.write == "behind" and journal is None and not self._tiers.in_memory:
+            logger.warning("celery-cachetiers: %s: no Redis for the journal: written through instead", task)
+        return TaskOutlet(
+            task, find(policy.sink), self._tiers.codec(policy), self._tiers.clock, self._tiers.events, self.sequences,
+            journal=journal, numbers=self.journal, flush_key=self.flush_key,
+        )  # fmt: skip
+
+    def check(self) -> None:
+        """What a worker must know before it starts.
+
+        Raises:
+            ConfigurationError: The journal's server would evict what waits in it; a task names a sink that nobody has
+                registered.
+        """
+        behind = False
+        for task in self._tiers.app.tasks.values():
+            name = getattr(type(task), "sink", None)
+            if isinstance(name, str) and hasattr(task, "memoized"):
+                find(name)
+                behind = behind or getattr(type(task), "write", None) == "behind"
+        if behind and self._safe is not None:
+            self._safe.check()
+
+    # -- flushing ---------------------------------------------------------------------------------------------------
+
+    def flush(self, sink: str | None = None, seconds: float = FLUSH_SECONDS) -> dict[str, Flushed]:
+        """Hands what waits to the sinks (or one of them) until nothing is due, or time is up.
+
+        Returns:
+            What became of the records, by sink.
+
+        Raises:
+            ConfigurationError: There is no such sink, or no journal.
+            TierUnavailable: The journal is away.
+        """
+        if self.journal is None:
+            raise ConfigurationError("cachetiers_journal_url", None, "a Redis: there is none to keep a journal in")
+        sinks = [find(sink)] if sink is not None else list(registered().values())
+        deadline = self._tiers.clock.monotonic() + seconds
+        return {
+            each.name: self._flusher(each).flush(max(deadline - self._tiers.clock.monotonic(), 0.0)) for each in sinks
+        }
+
+    def flush_key(self, sink: Sink, key: str) -> None:
+        """Hands one record to its sink, as far as that can be done now."""
+        try:
+            self._flusher(sink).flush_key(key)
+        except TierUnavailable as error:
+            self._tiers.events.emit(Event.FAILED_OPEN, step="flush a key", error=str(error))
+
+    def send_flush(self, sink: str) -> None:
+        """Asks a worker to flush a sink; nobody's write fails if it cannot be asked, as beat's flush comes anyway."""
+        settings = self._tiers.settings
+        options: dict[str, Any] = {"queue": settings.flush_queue} if settings.flush_queue is not None else {}
+        if self._tiers.app.conf.task_always_eager:
+            return
+        try:
+            task: Any = self._tiers.app.tasks[FLUSH]
+            expires = max(settings.flush_every, 1.0)
+            task.apply_async((sink,), add_to_parent=False, ignore_result=True, expires=expires, **options)
+        except Exception as error:
+            logger.warning("celery-cachetiers: no worker could be asked to flush %s: %r", sink, error)
+
+    def drain(self, seconds: float) -> None:
+        """Flushes at the end of a worker; what is left then waits for the next one."""
+        if self.journal is None or not registered():
+            return
+        try:
+            self.flush(seconds=seconds)
+        except Exception as error:
+            logger.warning("celery-cachetiers: the journal could not be drained: %r", error)
+
+    def _flusher(self, sink: Sink) -> Flusher:
+        assert self.journal is not None
+        with self._lock:
+            found = self._flushers.get(sink.name)
+            if found is None:
+                found = self._flushers[sink.name] = Flusher(
+                    self.journal, _Port(sink), lambda record: unpacked(self._codec, record), self._invalidate,
+                    repeat=repeating, clock=self._tiers.clock, events=self._tiers.events,
+                    interrupts=(SoftTimeLimitExceeded,),
+                )  # fmt: skip
+            return found
+
+    def _invalidate(self, names: Iterable[str]) -> None:
+        self._tiers.cache.invalidate(sorted(set(names)))
+
+    # -- the process ------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Closes connections that lie idle."""
+        if self.journal is not None:
+            self.journal.close()
+
+    def reset_after_fork(self) -> None:
+        """Leaves the parent's connections and flushers alone."""
+        self._lock, self._flushers = threading.Lock(), {}
+        self.sequences.reset_after_fork()
+        if self.journal is not None:
+            self.journal.reset_after_fork()
+        if self._safe is not None:
+            self._safe.reset_after_fork()
+
+    def __repr__(self) -> str:
+        return f"<WriteBehind: {self.journal!r}, sinks {sorted(registered())}>"
