@@ -195,7 +195,7 @@ class Journal(Protocol):
         """
 
     def bury(self, sink: str, token: str, record: Record, reason: str, details: str) -> bool:
-        """Moves a record to the dead-letter, with the attempts that it says, in place of an older one of its key.
+        """Moves a record to the dead-letter, with the attempts that it says. Of two of a key the newer one is kept.
 
         False, and nothing moved, if it was written again meanwhile: then it is due at once.
         """
