@@ -91,7 +91,7 @@ LAYERS = {
             *("", "app", "settings", "declaration", "memoized", "task", "task_cache"),
             *("result", "publishing", "tasks", "failures", "seat", "room", "answering", "loops"),
             *("broker_limits", "worker_requests", "waiting_room", "signals"),
-            *("sinks", "sink_target", "sink_writer", "sqlalchemy_sink", "sqlalchemy_statements"),
+            *("sinks", "sink_target", "sink_writer", "sqlalchemy_sink", "sqlalchemy_statements", "sqlalchemy_outages"),
             *("cli", "cli.*", "django", "django.*"),
         ),
         below=("words", "ports", "engine", "adapters"),
