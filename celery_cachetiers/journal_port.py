@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from celery_cachetiers.writes import Write
 
@@ -107,6 +107,12 @@ class SinkPort(Protocol):
         """
 
 
+class Beside(Protocol):
+    """A write that happens in one step with something else; ``answer`` is what `Journal.write` returns, then."""
+
+    answer: Any
+
+
 class Journal(Protocol):
     """Where writes wait. Every method may raise `TierUnavailable`, and those that change something are atomic.
 
@@ -131,6 +137,12 @@ class Journal(Protocol):
                 raised where it does not come in time; the writes may have been taken all the same.
         """
 
+    def beside(self, sink: str, writes: Sequence[tuple[str, bytes]], max_pending: int) -> Beside | None:
+        """The same as a step for `Store.put_all`, where that is on the same server; ``None`` where it is not.
+
+        Costs: nothing by itself.
+        """
+
     def begin(self, sink: str, key: str) -> tuple[Record | None, int]:
         """What `look` says, and a sequence below those of all later writes."""
 
@@ -139,6 +151,13 @@ class Journal(Protocol):
 
     def look(self, sink: str, key: str) -> Record | None:
         """The dirty value of a key, whoever has claimed it; its attempts are not told."""
+
+    def stands(self, sink: str, written: Sequence[tuple[str, int]]) -> list[bool]:
+        """Whether each of these writes is still the last of its key that no sink has taken.
+
+        Args:
+            written: Key and sequence of each.
+        """
 
     def claim(self, sink: str, token: str, limit: int, seconds: float, key: str = "") -> list[Record]:
         """Claims records that are due and nobody's, the first due first: in the order in which they were written.

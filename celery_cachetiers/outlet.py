@@ -18,7 +18,7 @@ from celery_cachetiers.codec import Codec
 from celery_cachetiers.entry import MISSING, Times, tag_names, unpack_body
 from celery_cachetiers.errors import ConfigurationError, JournalFull, TierUnavailable, UnusableEntry
 from celery_cachetiers.events import Event, Events
-from celery_cachetiers.journal_port import FULL, Journal, Record
+from celery_cachetiers.journal_port import FULL, Beside, Journal, Record
 from celery_cachetiers.sinks import Sink
 from celery_cachetiers.writes import Write
 
@@ -126,6 +126,19 @@ class LocalSequences:
             return self._last
 
 
+Item = tuple[str, Sequence[Any], Mapping[str, Any], object]
+"""Key, positional and keyword arguments, value."""
+
+
+@dataclass(frozen=True, slots=True)
+class BesideWrite:
+    """Writes that go into the journal in one step with the puts of their entries."""
+
+    step: Beside
+    writes: list[Write]
+    bodies: list[tuple[str, bytes]]
+
+
 class TaskOutlet:
     """What one task writes.
 
@@ -184,21 +197,73 @@ class TaskOutlet:
         self.deliver_all([(key, args, kwargs, value)], deleted=deleted, sequence=sequence, tags=[tags])
 
     def deliver_all(
-        self, items: Sequence[tuple[str, Sequence[Any], Mapping[str, Any], object]], *,
+        self, items: Sequence[Item], *,
         deleted: bool = False, sequence: int = 0, tags: Sequence[Sequence[str]] = (),
-    ) -> None:  # fmt: skip
-        """The same for several writes, in one round trip. Raises as `deliver`, and may have written some of them."""
+    ) -> list[tuple[str, int]]:  # fmt: skip
+        """The same for several writes, in one round trip. Raises as `deliver`, and may have written some of them.
+
+        Returns:
+            Key and sequence of each that the journal has taken.
+        """
+        writes = self._writes(items, deleted, sequence)
+        taken: list[tuple[str, int]] = []
+        past = writes if self._journal is None else self._behind(self._journal, writes, tags, taken)
+        self._through(past)
+        return taken
+
+    def beside(self, items: Sequence[Item], tags: Sequence[Sequence[str]]) -> BesideWrite | None:
+        """The writes as one step with the puts of their entries; ``None`` where that cannot be."""
+        journal = self._journal
+        if journal is None or self.sink.options.durability is not None:
+            return None
+        writes = self._writes(items, False, 0)
+        try:
+            bodies = [(each.key, packed(self._codec, each, names)) for each, names in zip(writes, tags, strict=True)]
+        except UnusableEntry:
+            return None
+        journal.check()
+        step = journal.journal.beside(self.sink.name, bodies, self.sink.options.max_pending)
+        return None if step is None else BesideWrite(step, writes, bodies)
+
+    def settle(self, done: BesideWrite) -> None:
+        """What follows the step: those that the journal had no room for, or all if nobody knows, go another way.
+
+        Raises as `deliver`.
+        """
+        if not isinstance(done.step.answer, list) or self._journal is None:
+            self._through(done.writes)
+            return
+        self._journal.count(self.sink, sum(sequence != FULL for sequence in done.step.answer))
+        left = [at for at, sequence in enumerate(done.step.answer) if sequence == FULL]
+        if left and self.sink.options.when_full == "raise":
+            raise JournalFull(self.sink.name, self.sink.options.max_pending)
+        if left:
+            held, bodies = [done.writes[at] for at in left], [done.bodies[at] for at in left]
+            past = held if self.sink.options.when_full == "through" else self._take(self._journal, held, bodies, [])
+            self._through(past)
+
+    def _writes(self, items: Sequence[Item], deleted: bool, sequence: int) -> list[Write]:
         now = self._clock.time()
-        writes = [
+        return [
             Write(self.task, tuple(args), dict(kwargs), key, value, deleted, sequence, now)
             for key, args, kwargs, value in items
         ]
-        past = writes if self._journal is None else self._behind(self._journal, writes, tags)
-        for at in range(0, len(past), self.sink.options.batch_size):
-            self._through(past[at : at + self.sink.options.batch_size])
 
-    def _behind(self, journal: SafeJournal, writes: list[Write], tags: Sequence[Sequence[str]]) -> list[Write]:
-        """Those that the journal has not taken."""
+    def overtaken(self, taken: Sequence[tuple[str, int]]) -> list[str]:
+        """Keys of writes that somebody else has overtaken meanwhile, or may have. Costs: 1 round trip."""
+        if not taken or self._journal is None:
+            return []
+        try:
+            stands = self._journal.journal.stands(self.sink.name, taken)
+        except TierUnavailable as error:
+            self._tell("look into the journal", error)
+            return [key for key, _ in taken]
+        return [key for (key, _), last in zip(taken, stands, strict=True) if not last]
+
+    def _behind(
+        self, journal: SafeJournal, writes: list[Write], tags: Sequence[Sequence[str]], taken: list[tuple[str, int]]
+    ) -> list[Write]:
+        """Those that the journal has not taken; the others go into ``taken``."""
         bodies: list[tuple[str, bytes]] = []
         held, past = list[Write](), list[Write]()
         for at, write in enumerate(writes):
@@ -214,12 +279,14 @@ class TaskOutlet:
             return past
         journal.check()
         try:
-            return past + self._taken(journal, held, bodies)
+            return past + self._take(journal, held, bodies, taken)
         except TierUnavailable as error:
             self._tell("write into the journal", error)
             return past + held
 
-    def _taken(self, journal: SafeJournal, held: list[Write], bodies: list[tuple[str, bytes]]) -> list[Write]:
+    def _take(
+        self, journal: SafeJournal, held: list[Write], bodies: list[tuple[str, bytes]], taken: list[tuple[str, int]]
+    ) -> list[Write]:
         """Writes into the journal until it has room; returns what goes past it."""
         options, deadline = self.sink.options, self._clock.monotonic() + self.sink.options.time_limit
         while True:
@@ -227,7 +294,9 @@ class TaskOutlet:
             sequences = journal.journal.write(
                 self.sink.name, bodies, options.max_pending, sequences=given, durability=options.durability
             )
-            journal.count(self.sink, sum(sequence != FULL for sequence in sequences))
+            done = [(write.key, each) for write, each in zip(held, sequences, strict=True) if each != FULL]
+            taken += done
+            journal.count(self.sink, len(done))
             left = [at for at, sequence in enumerate(sequences) if sequence == FULL]
             if not left:
                 return []
@@ -240,7 +309,9 @@ class TaskOutlet:
             time.sleep(POLL)
 
     def _through(self, writes: list[Write]) -> None:
-        self.sink.write([self._numbered(write) for write in writes])
+        size = self.sink.options.batch_size
+        for at in range(0, len(writes), size):
+            self.sink.write([self._numbered(write) for write in writes[at : at + size]])
 
     def _numbered(self, write: Write) -> Write:
         if write.sequence:

@@ -12,13 +12,13 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from celery_cachetiers.client import Argument, Build, RedisClient, Script
+from celery_cachetiers.client import Argument, Build, RedisClient, Script, Step
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.journal_port import Backlog, Buried, Record
 
 _WRITE, _SEQUENCE, _CLAIM = Script("journal_write"), Script("journal_sequence"), Script("journal_claim")
 _RENEW, _ACKNOWLEDGE, _GIVE_BACK = Script("journal_renew"), Script("journal_acknowledge"), Script("journal_give_back")
-_BEGIN = Script("journal_begin")
+_BEGIN, _STANDS = Script("journal_begin"), Script("journal_stands")
 _BURY, _EXHUME, _DROP = Script("journal_bury"), Script("journal_exhume"), Script("journal_drop")
 
 _SEQUENCE_BYTES: Final = 8
@@ -32,10 +32,13 @@ class RedisJournal:
 
     Concurrency: holds no state of its own; thread- and fork-safe as its client is. The breaker is never asked: a write
     that is not tried goes to the sink directly, which is slower than the attempt.
+
+    Args:
+        beside_entries: L2 is on the same server, and in the same database.
     """
 
-    def __init__(self, client: RedisClient, namespace: str) -> None:
-        self._client, self._namespace = client, namespace
+    def __init__(self, client: RedisClient, namespace: str, *, beside_entries: bool = False) -> None:
+        self._client, self._namespace, self._beside_entries = client, namespace, beside_entries
 
     def write(
         self,
@@ -67,6 +70,13 @@ class RedisJournal:
             raise TierUnavailable(f"no {durability} has confirmed the write in time")
         return taken
 
+    def beside(self, sink: str, writes: Sequence[tuple[str, bytes]], max_pending: int) -> Step | None:
+        if not self._beside_entries or len(writes) > _AT_ONCE:
+            return None
+        args = (max_pending, *(each for key, body in writes for each in (key, body, "")))
+        command = _WRITE.command(self._names(sink, "v", "d", "b", "s", "a"), args)
+        return Step(_WRITE, lambda _: command)
+
     def begin(self, sink: str, key: str) -> tuple[Record | None, int]:
         value, sequence = self._run(_BEGIN, self._names(sink, "v", "s"), key)
         return (_record(key, value) if value else None), sequence
@@ -78,6 +88,13 @@ class RedisJournal:
         [name] = self._names(sink, "v")
         value = self._client.call(lambda _: ("HGET", name, key), must_try=True)
         return None if value is None else _record(key, value)
+
+    def stands(self, sink: str, written: Sequence[tuple[str, int]]) -> list[bool]:
+        names = self._names(sink, "v")
+        found: list[int] = []
+        for at in range(0, len(written), _AT_ONCE):
+            found += self._run(_STANDS, names, *_pairs(written[at : at + _AT_ONCE]))
+        return list(map(bool, found))
 
     def claim(self, sink: str, token: str, limit: int, seconds: float, key: str = "") -> list[Record]:
         found = self._run(_CLAIM, self._names(sink, "v", "d", "c", "a"), token, limit, _us(seconds), key)

@@ -87,6 +87,9 @@ class MemoryJournal:
             dirty.record = record
         return record.sequence
 
+    def beside(self, sink: str, writes: Sequence[tuple[str, bytes]], max_pending: int) -> None:
+        return None
+
     def begin(self, sink: str, key: str) -> tuple[Record | None, int]:
         with self.shared.lock:
             return self.look(sink, key), self.sequence(sink)
@@ -99,6 +102,11 @@ class MemoryJournal:
         with self.shared.lock:
             dirty = self.shared.sinks[sink].dirty.get(key)
             return None if dirty is None else replace(dirty.record, attempts=0)
+
+    def stands(self, sink: str, written: Sequence[tuple[str, int]]) -> list[bool]:
+        with self.shared.lock:
+            dirty = self.shared.sinks[sink].dirty
+            return [key in dirty and dirty[key].record.sequence == sequence for key, sequence in written]
 
     def claim(self, sink: str, token: str, limit: int, seconds: float, key: str = "") -> list[Record]:
         with self.shared.lock:

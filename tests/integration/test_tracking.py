@@ -20,7 +20,7 @@ from celery_cachetiers.client import Script
 from celery_cachetiers.events import Event
 from celery_cachetiers.signals import tag_invalidated
 from tests.integration.apps.local import cached_app, closing, wait_listening
-from tests.integration.test_coherence import Neighbour
+from tests.integration.test_coherence import Neighbour, forked
 from tests.processes import wait_until
 from tests.proxy import RedisProxy
 from tests.servers import FLAVOURS, RedisServer, RedisServers
@@ -366,3 +366,22 @@ def test_the_rights_that_are_documented_are_enough(
     told.wait_name("user:a")
 
     assert "cachetiers_l1_tracking" not in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12: a fork with threads, as prefork's
+def test_a_forked_child_tracks_on_a_connection_of_its_own(start: Start, cli: redis.Redis, namespace: str) -> None:
+    app = start()
+    page = pager(app)
+    kept(page, "a")
+
+    def in_child() -> list[Any]:
+        before = in_l1(page, "a") is MISSING
+        wait_listening(app)
+        told = Told(app)
+        kept(page, "a")
+        cli.delete(version(namespace, "user:a"))
+        told.wait_name("user:a")
+        return [before, in_l1(page, "a") is MISSING]
+
+    assert forked(in_child) == [True, True]
+    wait_until(lambda: in_l1(page, "a") is MISSING, timeout=PATIENCE, message="the end of the parent's copy")

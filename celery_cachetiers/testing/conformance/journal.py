@@ -613,6 +613,17 @@ class JournalConformance:
         assert record is not None
         assert (record.sequence, record.body) == (begun, b"1")
 
+    def test_a_write_stands_until_it_is_written_again_or_taken(self, journal: JournalUnderTest) -> None:
+        written = list(zip("abc", journal.write("a", "b", "c"), strict=True))
+        assert journal.theirs.stands(journal.sink, written) == [True, True, True]
+        journal.write("a")
+        records = journal.claim(key="b")
+        assert journal.theirs.stands(journal.sink, written) == [False, True, True]
+        journal.acknowledge(records)
+
+        assert journal.theirs.stands(journal.sink, written) == [False, False, True]
+        assert journal.theirs.stands(journal.sink, []) == []
+
     # -- the backlog --------------------------------------------------------------------------------------------------
 
     def test_the_backlog_counts_what_is_claimed_and_what_waits_out_a_delay(self, journal: JournalUnderTest) -> None:
