@@ -17,23 +17,24 @@ from celery_cachetiers.journal.redis import RedisJournal
 from celery_cachetiers.journal_port import Backlog
 from celery_cachetiers.testing.conformance import JournalConformance, JournalUnderTest
 from celery_cachetiers.testing.conformance.journal import LONG, PLENTY, names
+from tests.processes import wait_until
 from tests.proxy import RedisProxy
 from tests.servers import FLAVOURS, RedisServer, RedisServers
 
-Open = Callable[[str], JournalUnderTest]
+Open = Callable[..., JournalUnderTest]
 
 
 @pytest.fixture
 def at(namespace: str) -> Iterator[Open]:
-    """``at(url)`` gives two processes at a server's journal, in the test's namespace."""
+    """``at(url, timeout=5.0)`` gives two processes at a server's journal, in the test's namespace."""
     with ExitStack() as stack:
 
-        def journal(url: str) -> RedisJournal:
-            client = RedisClient(url, 5.0, Breaker(0.0, SystemClock()))
+        def journal(url: str, timeout: float) -> RedisJournal:
+            client = RedisClient(url, timeout, Breaker(0.0, SystemClock()))
             stack.callback(client.close)
             return RedisJournal(client, namespace)
 
-        def both(url: str) -> JournalUnderTest:
+        def both(url: str, timeout: float = 5.0) -> JournalUnderTest:
             plain = stack.enter_context(redis.Redis.from_url(url))
 
             def set_last_sequence(sink: str, last: int | None) -> None:
@@ -43,7 +44,7 @@ def at(namespace: str) -> Iterator[Open]:
                 else:
                     plain.set(name, last)
 
-            return JournalUnderTest(journal(url), journal(url), set_last_sequence)
+            return JournalUnderTest(journal(url, timeout), journal(url, timeout), set_last_sequence)
 
         yield both
 
@@ -233,6 +234,34 @@ def test_a_dead_server_is_unavailable_whatever_is_asked(own: RedisServer, at: Op
         with pytest.raises(TierUnavailable):
             ask()
     assert journal.ours.unsafe() is None
+
+
+# -- a write that is to be safe elsewhere ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("durability", ["replica", "disk"])
+def test_a_write_that_nobody_confirms_is_unavailable(redis_factory: RedisServers, at: Open, durability: str) -> None:
+    journal = at(redis_factory("--appendonly", "no").url(), timeout=0.5)
+
+    with pytest.raises(TierUnavailable):
+        journal.ours.write(journal.sink, [("a", b"body")], PLENTY, durability=durability)
+
+
+def test_a_write_is_confirmed_by_a_replica(redis_factory: RedisServers, at: Open) -> None:
+    main = redis_factory("--repl-diskless-sync-delay", "0")
+    replica = redis_factory("--replicaof", "127.0.0.1", str(main.port))
+    journal, copy = at(main.url()), at(replica.url())
+    with main.client() as client:
+        wait_until(
+            lambda: client.info("replication").get("slave0", {}).get("state") == "online",
+            timeout=30.0,
+            message="a replica",
+        )
+    [sequence] = journal.ours.write(journal.sink, [("a", b"body")], PLENTY, durability="replica")
+
+    record = copy.ours.look(journal.sink, "a")
+    assert record is not None
+    assert record.sequence == sequence
 
 
 # -- a server that may lose it -----------------------------------------------------------------------------------------
