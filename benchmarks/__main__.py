@@ -12,7 +12,7 @@ import time
 from benchmarks import machine
 from benchmarks.server import redis_server
 
-NAMES = ("l1_hit", "l2_hit", "miss", "worker_cpu", "stampede", "wakeup", "waiting", "invalidate", "evict")
+NAMES = ("l1_hit", "l2_hit", "miss", "worker_cpu", "stampede", "wakeup", "waiting", "invalidate", "evict", "counters")
 
 
 def main() -> None:

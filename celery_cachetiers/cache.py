@@ -85,8 +85,12 @@ class TieredCache:
         reading = self._reader.read(call)
         if reading is None or reading.value is MISSING:
             return None
-        self.events.emit(Event.HIT, call.memo.task, tier="l2", stale=reading.stale, key=call.digest)
+        self._hit(call, reading)
         return reading
+
+    def _hit(self, call: Call, reading: Reading) -> None:
+        stale, saved = reading.stale, reading.seconds
+        self.events.emit(Event.HIT, call.memo.task, tier="l2", stale=stale, key=call.digest, saved=saved)
 
     def fetch(self, call: Call, compute: Compute, terms: Terms = PLAIN) -> object:
         """The call's value after L1 has missed (`recall`): from L2, computed, or another's compute waited for.
@@ -107,13 +111,20 @@ class TieredCache:
         reading = self._reader.read(call) if looks else None
         if reading is not None and reading.value is not MISSING and not reading.stale:
             streak.misses = 0
-            self.events.emit(Event.HIT, call.memo.task, tier="l2", stale=False, key=call.digest)
+            self._hit(call, reading)
             return reading.value
         streak.misses += 1
         attempt = Attempt(call, compute, arrived, terms)
         if reading is not None:
-            attempt.rejected, attempt.stale = reading.rejected, reading.value
-        if terms.refresh or call.memo.policy.coalesce is False:
+            attempt.rejected, attempt.stale, attempt.saved = reading.rejected, reading.value, reading.seconds
+        try:
+            return self._follow(attempt)
+        finally:
+            self._follower.tell_wait(attempt)
+
+    def _follow(self, attempt: Attempt) -> object:
+        terms = attempt.terms
+        if terms.refresh or attempt.call.memo.policy.coalesce is False:
             attempt.take_over = ANY_HOLDER
             return self._follower.descend(attempt)
         if (

@@ -262,6 +262,7 @@ class WaitingRoom(bootsteps.StartStopStep):
 
     def _hold(self, guest: Guest) -> None:
         self._grow(guest, +1)
+        guest.held_at = time.monotonic()
         if self._hides():
             state.reserved_requests.discard(guest.request)
         memo = guest.call.memo
@@ -283,10 +284,10 @@ class WaitingRoom(bootsteps.StartStopStep):
         if memoized.answers_in_main if shared.error is None else memoized.fails_in_main:
             events, key = memoized.extension.events, guest.call.digest
             if shared.stale:
-                events.emit(Event.HIT, memoized.name, tier="l2", stale=True, key=key)
+                events.emit(Event.HIT, memoized.name, tier="l2", stale=True, key=key, saved=shared.seconds)
             else:
                 outcome = "value" if shared.error is None else "error"
-                events.emit(Event.COALESCED, memoized.name, key=key, outcome=outcome)
+                events.emit(Event.COALESCED, memoized.name, key=key, outcome=outcome, saved=shared.seconds)
             self._answering.give(guest.request, Answer(shared.copy, shared.error))
         else:
             # Its handlers are the user's: it takes a slot for a moment, in which the same is found again.
@@ -328,6 +329,8 @@ class WaitingRoom(bootsteps.StartStopStep):
             self._grow(guest, -1)
             if self._hides():
                 state.task_reserved(guest.request)
+            events, seconds = CacheTiers(self.app).events, time.monotonic() - guest.held_at
+            events.emit(Event.WAITED, guest.call.memo.task, key=guest.call.digest, seconds=seconds)
 
     def _grow(self, guest: Guest, by: int) -> None:
         """A held message does not count against the prefetch count, so that others keep coming."""
