@@ -90,6 +90,7 @@ def test_after_ten_thousand_calls_with_restarts_in_between_the_counters_are_what
     for at, worker in ((CALLS // 4, workers[0]), (CALLS // 2, workers[1])):
         fleet.wait_for_progress(at, *clients)
         worker.restart()
+        assert any(client.running for client in clients)  # it went down and came back amid their calls
     for client in clients:
         assert client._popen is not None
         try:
