@@ -22,6 +22,8 @@ from tests.workers import Worker
 APP = "tests.integration.apps.counters_app"
 PATIENCE = 60
 CLIENTS, CALLS = 3, 10_000
+WARM = 90.0
+"""Seconds for a warm shutdown: billiard's children may wait 30 s for their last results to be taken."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
 
@@ -87,10 +89,12 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
 def test_after_ten_thousand_calls_with_restarts_in_between_the_counters_are_what_has_happened(fleet: Fleet) -> None:
     workers = [fleet.worker(), fleet.worker()]
     clients = [fleet.client(seed, CALLS // CLIENTS + (seed < CALLS % CLIENTS)) for seed in range(CLIENTS)]
-    for at, worker in ((CALLS // 4, workers[0]), (CALLS // 2, workers[1])):
+    for at, worker in ((CALLS // 10, workers[0]), (CALLS // 3, workers[1])):
         fleet.wait_for_progress(at, *clients)
-        worker.restart()
-        assert any(client.running for client in clients)  # it went down and came back amid their calls
+        assert worker.stop(WARM) == 0, worker.log_tail()
+        worker.start()
+        worker.wait_ready()
+    fleet.book.client.rpush("restarted", "both")
     for client in clients:
         assert client._popen is not None
         try:
@@ -98,7 +102,7 @@ def test_after_ten_thousand_calls_with_restarts_in_between_the_counters_are_what
         except subprocess.TimeoutExpired:
             raise AssertionError(client.log_tail()) from None
     for worker in workers:
-        worker.stop()
+        assert worker.stop(WARM) == 0, worker.log_tail()
 
     truth, stats = fleet.truth(), CacheTiers(fleet.deployment.app).stats()
     [(name, counted)] = stats["tasks"].items()
@@ -184,6 +188,51 @@ def test_a_worker_of_any_pool_merges_when_it_ends(fleet: Fleet, pool: str) -> No
     assert worker.stop() == 0, worker.log_tail()
 
     assert (fleet.counted(), fleet.counted("computes")) == (6, 6)
+
+
+def test_the_stats_of_a_process_have_its_own_latest_and_those_of_all_others(fleet: Fleet) -> None:
+    tiers, task, name = CacheTiers(fleet.deployment.app), fleet.deployment.task(TASK), new_name()
+    process = fleet.run(f"task({name!r})", 3600.0)
+    assert process._popen is not None
+    assert process._popen.wait(PATIENCE) == 0, process.log_tail()
+    task(name)
+    first = tiers.stats()["tasks"][TASK]
+    task(name)
+    tiers.invalidate_tag(f"name:{name}")
+    stats = tiers.stats()
+
+    assert (first["misses"], first["hits"]) == (1, 1)
+    assert (stats["total"]["hits"], stats["ratio"]) == (2, 2 / 3)
+    assert (stats["invalidated"], stats["process"]["invalidated"]) == ({"name:*": 1}, 1)
+    assert tiers.stats(TASK)["tasks"] == stats["tasks"]
+    assert tiers.stats("another")["tasks"] == {}
+
+
+def test_what_a_workers_main_process_answers_counts_too(fleet: Fleet) -> None:
+    worker, name = fleet.worker(0.05), new_name()
+    results = [fleet.deployment.app.send_task(TASK, (name,)) for _ in range(2)]
+    for result in results:
+        assert result.get(timeout=PATIENCE) == f"{name}#1"
+    for _ in range(4):  # the first of them brings the value into the child's L1, or the main process'
+        assert fleet.deployment.app.send_task(TASK, (name,)).get(timeout=PATIENCE) == f"{name}#1"
+    assert worker.stop(WARM) == 0, worker.log_tail()
+
+    assert fleet.counted("hits") + fleet.counted("coalesced") + fleet.counted("misses") == 6
+
+
+def test_duplicates_that_a_worker_holds_count_as_coalesced_and_as_waits(fleet: Fleet) -> None:
+    worker, name = fleet.worker(0.05), new_name()
+    fleet.book.put_up_gate(name)
+    results = [fleet.deployment.app.send_task(TASK, (name,)) for _ in range(4)]
+    fleet.deployment.wait_for_held(3, TASK, name)
+    fleet.book.open_gate(name)
+    assert [result.get(timeout=PATIENCE) for result in results] == [f"{name}#1"] * 4
+    assert worker.stop(WARM) == 0, worker.log_tail()
+
+    names = ("misses", "coalesced", "held", "waits")
+    assert [fleet.counted(each) for each in names] == [1, 3, 3, 3]
+    assert fleet.counted("other_seconds_saved") == pytest.approx(3 * fleet.counted("compute_seconds"), rel=0.5)
+    assert fleet.counted("wait_seconds") > 0
 
 
 def test_a_message_that_is_delivered_again_counts_as_one_more_call(fleet: Fleet) -> None:

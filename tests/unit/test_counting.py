@@ -160,9 +160,9 @@ def test_an_eviction_counts_for_the_task_whose_entry_went() -> None:
 
 
 def test_an_entry_that_is_replaced_is_not_evicted() -> None:
-    here = InMemoryProcess(max_bytes=1200)
+    here = InMemoryProcess(max_bytes=2000)
     for _ in range(5):
-        here.get(here.call("a"), lambda: "x" * 500, refresh=True)
+        here.get(here.call("a"), lambda: "x" * 900, refresh=True)
 
     assert here.l1.evictions == 0
 

@@ -73,10 +73,15 @@ app: Any = observed() if VARIABLE in os.environ else None  # the tests want no m
 
 
 def run(seed: int, calls: int) -> None:
-    """Makes so many calls, a third of them directly, and waits for what they give."""
+    """Makes so many calls, a third of them directly, and waits for what they give.
+
+    The last quarter waits for the list ``restarted`` to have something in it.
+    """
     chance, task, book = random.Random(seed), app.tasks[TASK], app.book
     observer, sent = Observer(app), []
-    for _ in range(calls):
+    for number in range(calls):
+        if number == 3 * calls // 4:
+            book.client.blmove("restarted", "restarted", timeout=120)
         name = f"k{int(KEYS * chance.random() ** 3)}"
         if chance.random() < 0.01:
             CacheTiers(app).invalidate_tag(f"name:{name}")
@@ -89,4 +94,4 @@ def run(seed: int, calls: int) -> None:
             sent.append(result)
         book.client.incr("progress")
     for result in sent:
-        result.get(timeout=60)
+        result.get(timeout=120)
