@@ -161,10 +161,10 @@ def test_an_eviction_counts_for_the_task_whose_entry_went() -> None:
 
 def test_an_entry_that_is_replaced_is_not_evicted() -> None:
     here = InMemoryProcess(max_bytes=2000)
-    for _ in range(5):
-        here.get(here.call("a"), lambda: "x" * 900, refresh=True)
+    for size in (500, 900, 1300):  # each is larger than the room that the one before leaves
+        assert here.l1.put("a", "x" * size, ("tag",), 10.0, here.l1.mark(), tally=here.tally)
 
-    assert here.l1.evictions == 0
+    assert (here.l1.evictions, here.tally.l1_evictions, len(here.l1)) == (0, 0, 1)
 
 
 # -- waits ------------------------------------------------------------------------------------------------------------
