@@ -161,10 +161,11 @@ def test_an_eviction_counts_for_the_task_whose_entry_went() -> None:
 
 def test_an_entry_that_is_replaced_is_not_evicted() -> None:
     here = InMemoryProcess(max_bytes=2000)
-    for size in (500, 900, 1300):  # each is larger than the room that the one before leaves
-        assert here.l1.put("a", "x" * size, ("tag",), 10.0, here.l1.mark(), tally=here.tally)
+    for digest, size in (("a", 500), ("b", 500), ("a", 900)):  # the last has room in place of the two others
+        tally = here.counters.of(digest)
+        assert here.l1.put(digest, "x" * size, ("tag",), 10.0, here.l1.mark(), tally=tally)
 
-    assert (here.l1.evictions, here.tally.l1_evictions, len(here.l1)) == (0, 0, 1)
+    assert (here.counters.of("a").l1_evictions, here.counters.of("b").l1_evictions) == (0, 1)
 
 
 # -- waits ------------------------------------------------------------------------------------------------------------
