@@ -39,7 +39,7 @@ class Counting:
         self._tiers = tiers
         self._lock = threading.Lock()
         self._store: StatsStore | None = None
-        self.merger = Merger(tiers.counters, self._connected, started)
+        self.merger = Merger(tiers.counters, self._connected_if_used, started)
         tiers.counters.first = self._begin
 
     def totals(self, task: str | None = None) -> Totals:
@@ -69,10 +69,20 @@ class Counting:
             self.merger.merge()
 
     def _begin(self) -> bool:
-        """Starts to merge, where there is a place for it."""
+        """Starts to merge, where there is a place for it; false to be asked again."""
+        if not self._used:
+            return False
         with suppress(ConfigurationError):
             return self._tiers.where() is None or self.merger.start()
         return True
+
+    @property
+    def _used(self) -> bool:
+        """Whether the settings are in use: what ends with a reset must not be the first to read them anew."""
+        return self._tiers._settings is not None
+
+    def _connected_if_used(self) -> StatsStore | None:
+        return self._connected() if self._used else None
 
     def _connected(self) -> StatsStore | None:
         if self._store is None:

@@ -189,6 +189,10 @@ def test_a_call_that_waits_for_another_process_tells_how_long(here: InMemoryProc
 # -- an app -----------------------------------------------------------------------------------------------------------
 
 
+NOBODY = "redis://127.0.0.1:1/0"
+"""Where nobody listens."""
+
+
 def app_of(**conf: Any) -> tuple[CacheTiers, Any]:
     app = Celery("counting", set_as_current=False)
     app.conf.update(conf)
@@ -198,6 +202,13 @@ def app_of(**conf: Any) -> tuple[CacheTiers, Any]:
         return 2 * number
 
     return CacheTiers(app), app.tasks["double"]
+
+
+def used(**conf: Any) -> tuple[CacheTiers, Any]:
+    """An app whose settings were read."""
+    tiers, task = app_of(**conf)
+    assert tiers.settings.enabled
+    return tiers, task
 
 
 def test_without_redis_the_stats_are_this_process_own() -> None:
@@ -235,7 +246,8 @@ def test_a_hit_at_delay_counts_as_one_without_a_message() -> None:
 
 
 def test_the_thread_starts_with_the_first_counted_thing_and_not_before() -> None:
-    tiers, _ = app_of(cachetiers_url="redis://127.0.0.1:1/0")
+    tiers, _ = app_of(cachetiers_url=NOBODY)
+    assert tiers.settings.url == NOBODY
     assert not tiers.counting.merger.started
     tiers.events.emit(Event.MISS, "double", key="k")
 
@@ -246,7 +258,7 @@ def test_the_thread_starts_with_the_first_counted_thing_and_not_before() -> None
 
 
 def test_a_reset_ends_the_thread_and_loses_no_count() -> None:
-    tiers, _ = app_of(cachetiers_url="redis://127.0.0.1:1/0")
+    tiers, _ = used(cachetiers_url=NOBODY)
     tiers.events.emit(Event.MISS, "double", key="k")
     thread = tiers.counting.merger._thread
     assert thread is not None
@@ -254,6 +266,9 @@ def test_a_reset_ends_the_thread_and_loses_no_count() -> None:
     thread.join(10)
 
     assert not thread.is_alive()
+    tiers.events.emit(Event.GAP)  # as by a backplane that is being closed
+    assert (tiers.counting.merger.started, tiers._settings) == (False, None)
+    assert tiers.settings.url == NOBODY
     tiers.events.emit(Event.MISS, "double", key="k")
     assert tiers.counting.merger.started
     assert tiers.counters.of("double").misses == 2
@@ -261,7 +276,7 @@ def test_a_reset_ends_the_thread_and_loses_no_count() -> None:
 
 
 def test_a_redis_that_is_away_touches_no_breaker_of_the_tasks() -> None:
-    tiers, _ = app_of(cachetiers_url="redis://127.0.0.1:1/0")
+    tiers, _ = used(cachetiers_url=NOBODY)
     tiers.events.emit(Event.MISS, "double", key="k")
 
     assert tiers.counting.merger.merge() is False
@@ -272,7 +287,7 @@ def test_a_redis_that_is_away_touches_no_breaker_of_the_tasks() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_child_begins_at_zero_without_a_thread() -> None:
-    tiers, _ = app_of(cachetiers_url="redis://127.0.0.1:1/0")
+    tiers, _ = used(cachetiers_url=NOBODY)
     tiers.events.emit(Event.MISS, "double", key="k")
     source = tiers.counting.merger._source
     reader, writer = os.pipe()
