@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from celery_cachetiers.metrics.tally import Counters, ProcessTally, Tally
@@ -51,7 +51,7 @@ def totals_of(sums: Sums) -> Totals:
 def totals_here(counters: Counters, task: str | None = None) -> Totals:
     """What this process alone has counted."""
     tasks = {name: tally for name, tally in counters.snapshot().items() if task in (None, name) and tally != Tally()}
-    return Totals(tasks, counters.process, _by_frequency(counters.invalidated()))
+    return Totals(tasks, replace(counters.process), _by_frequency(counters.invalidated()))
 
 
 def added(tallies: Iterable[Tally]) -> Tally:
