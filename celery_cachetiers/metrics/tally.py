@@ -160,7 +160,7 @@ class Counters:
     def __call__(self, event: Event, task: str, details: dict[str, Any]) -> None:
         count = _COUNTS.get(event) if task else None
         if count is not None:
-            tally = self.of(task)
+            tally = self._tallies.get(task) or self.of(task)
             with self._lock:
                 count(tally, details)
         elif event in _OF_THE_PROCESS:
@@ -207,9 +207,10 @@ def _hit(tally: Tally, details: dict[str, Any]) -> None:
     tier = details["tier"]
     if tier == "l2":
         tally.l2_hits += 1
+        if "saved" in details:
+            tally.other_seconds_saved += details["saved"]
         if details.get("stale"):
             tally.stale_hits += 1
-        tally.other_seconds_saved += details.get("saved", 0.0)
     elif tier == "journal":
         tally.journal_hits += 1
 
