@@ -10,11 +10,10 @@ from typing import Any
 from celery import Celery
 
 from celery_cachetiers import CachedTask, CacheTiers, Write, sink
+from celery_cachetiers.events import Event
 from tests.integration.apps.worker_book import Book
 from tests.integration.apps.worker_setup import Deployment
 from tests.integration.apps.worker_tasks import VARIABLE
-
-SINK = "rows"
 
 
 def build(given: Mapping[str, Any] | None = None) -> Celery:
@@ -27,31 +26,31 @@ def build(given: Mapping[str, Any] | None = None) -> Celery:
     app = Celery("behind", set_as_current=False)
     app.conf.update(given["conf"])
     book = app.book = Book(given["book"])
-    options = given["conf"].get("behind_sink", {})
+    place, options = given["conf"]["cachetiers_namespace"], given["conf"].get("behind_sink", {})
     if options is not None:
-        _declare_sink(book, options)
-    CacheTiers(app)
-    _declare(app, book)
+        _declare_sink(book, place, options)
+    CacheTiers(app).events.subscribe(lambda event, task, details: book.held(str(details["key"])), Event.HELD)
+    _declare(app, book, place)
     app.finalize()
     if "behind_schedule" in given["conf"]:
         app.conf.beat_schedule = given["conf"]["behind_schedule"]
     return app
 
 
-def _declare_sink(book: Book, options: Mapping[str, Any]) -> None:
-    @sink(SINK, **options)
+def _declare_sink(book: Book, place: str, options: Mapping[str, Any]) -> None:
+    @sink(place, **options)
     def save(writes: list[Write]) -> None:
-        book.compute("save")
+        book.compute(f"save {place}")
         with book.client.pipeline() as pipe:
             for write in writes:
                 note = [write.args[0], write.value, write.deleted, write.sequence]
-                pipe.rpush("saved", json.dumps(note))
-                pipe.hset("table", write.args[0], json.dumps(None if write.deleted else write.value))
+                pipe.rpush(f"saved:{place}", json.dumps(note))
+                pipe.hset(f"table:{place}", write.args[0], json.dumps(None if write.deleted else write.value))
             pipe.execute()
 
 
-def _declare(app: Celery, book: Book) -> None:
-    behind: dict[str, Any] = {"shared": False, "base": CachedTask, "ttl": 300, "sink": SINK, "write": "behind"}
+def _declare(app: Celery, book: Book, place: str) -> None:
+    behind: dict[str, Any] = {"shared": False, "base": CachedTask, "ttl": 300, "sink": place, "write": "behind"}
 
     def order(row: str) -> str:
         return f"{row}#{book.compute(row)}"
@@ -72,7 +71,7 @@ def _declare(app: Celery, book: Book) -> None:
     def read(row: str) -> Any:
         """What the database has."""
         book.compute(f"read {row}")
-        return row_of(book, row)
+        return row_of(book, place, row)
 
     @app.task(name="change", invalidates=["total:{row}"], **behind)
     def change(row: str, value: str) -> str:
@@ -82,27 +81,44 @@ def _declare(app: Celery, book: Book) -> None:
 
     @app.task(name="total", shared=False, base=CachedTask, ttl=300, tags=["total:{row}"])
     def total(row: str) -> Any:
-        return row_of(book, row)
+        return row_of(book, place, row)
 
     @app.task(name="nap", shared=False)
     def nap() -> str:
         return "slept"
 
 
-def row_of(book: Book, row: str) -> Any:
+def row_of(book: Book, place: str, row: str) -> Any:
     """A row in the database."""
-    return json.loads(book.client.hget("table", row) or "null")
+    return json.loads(book.client.hget(f"table:{place}", row) or "null")
 
 
 class BehindDeployment(Deployment):
-    """The app as this process has it."""
+    """The app as this process has it.
+
+    Its sink and its database are named like its namespace: sinks belong to the process, whatever its apps.
+    """
 
     module = "tests.integration.apps.behind_app"
     build = staticmethod(build)
 
+    @property
+    def sink(self) -> str:
+        """Name of the sink."""
+        return self.namespace
+
+    @property
+    def saving(self) -> str:
+        """What a batch is called in the book: where the sink waits and fails."""
+        return f"save {self.namespace}"
+
+    def row(self, row: str) -> Any:
+        """What the database has."""
+        return row_of(self.book, self.namespace, row)
+
     def saved(self, row: str | None = None) -> list[list[Any]]:
         """What the sink has got: row, value, deleted, sequence of each write."""
-        everything = [json.loads(note) for note in self.book.client.lrange("saved", 0, -1)]
+        everything = [json.loads(note) for note in self.book.client.lrange(f"saved:{self.sink}", 0, -1)]
         return [note for note in everything if row is None or note[0] == row]
 
     def values(self, row: str) -> list[Any]:
@@ -112,8 +128,8 @@ class BehindDeployment(Deployment):
     def pending(self) -> int:
         """Records that wait."""
         assert self.tiers.writes.journal is not None
-        return self.tiers.writes.journal.backlog(SINK).pending
+        return self.tiers.writes.journal.backlog(self.sink).pending
 
     def flush(self) -> None:
         """Here and now."""
-        self.tiers.writes.flush(SINK)
+        self.tiers.writes.flush(self.sink)
