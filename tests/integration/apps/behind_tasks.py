@@ -43,7 +43,7 @@ def _declare_sink(book: Book, place: str, options: Mapping[str, Any]) -> None:
         book.compute(f"save {place}")
         with book.client.pipeline() as pipe:
             for write in writes:
-                note = [write.args[0], write.value, write.deleted, write.sequence]
+                note = [write.args[0], write.value, write.deleted, write.sequence, os.getpid()]
                 pipe.rpush(f"saved:{place}", json.dumps(note))
                 pipe.hset(f"table:{place}", write.args[0], json.dumps(None if write.deleted else write.value))
             pipe.execute()
@@ -117,7 +117,7 @@ class BehindDeployment(Deployment):
         return row_of(self.book, self.namespace, row)
 
     def saved(self, row: str | None = None) -> list[list[Any]]:
-        """What the sink has got: row, value, deleted, sequence of each write."""
+        """What the sink has got: row, value, deleted, sequence and process of each write."""
         everything = [json.loads(note) for note in self.book.client.lrange(f"saved:{self.sink}", 0, -1)]
         return [note for note in everything if row is None or note[0] == row]
 
