@@ -140,8 +140,8 @@ class CachedTaskMixin(OnCommitMixin):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         if call is None:
             call = memoized.quiet_call(*self._dumped(args, kwargs))
-        if call is not None and not call.sequence:
-            _, call.sequence = memoized.outlet.begin(call.digest)
+            if call is not None:
+                _, call.sequence = memoized.outlet.begin(call.digest)
         value = super().__call__(*args, **kwargs)  # type: ignore[misc]
         memoized.write(call, args, kwargs, value)
         return value
