@@ -16,12 +16,13 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_cachetiers.breaker import Breaker
 from celery_cachetiers.client import RedisClient
+from celery_cachetiers.dead_letter import DeadLetter
 from celery_cachetiers.delivery import Flushed
 from celery_cachetiers.errors import ConfigurationError, TierUnavailable
 from celery_cachetiers.events import Event
 from celery_cachetiers.flush import Flusher
 from celery_cachetiers.journal.redis import RedisJournal
-from celery_cachetiers.journal_port import Journal, Record
+from celery_cachetiers.journal_port import Backlog, Journal, Record
 from celery_cachetiers.leases.repeat import repeating
 from celery_cachetiers.outlet import LocalSequences, SafeJournal, TaskOutlet, unpacked
 from celery_cachetiers.policy import Policy
@@ -135,13 +136,25 @@ class WriteBehind:
             ConfigurationError: There is no such sink, or no journal.
             TierUnavailable: The journal is away.
         """
-        if self.journal is None:
-            raise ConfigurationError("cachetiers_journal_url", None, "a Redis: there is none to keep a journal in")
+        self._needed()
         sinks = [find(sink)] if sink is not None else list(registered().values())
         deadline = self._tiers.clock.monotonic() + seconds
         return {
             each.name: self._flusher(each).flush(max(deadline - self._tiers.clock.monotonic(), 0.0)) for each in sinks
         }
+
+    def backlog(self, sink: str) -> Backlog:
+        """How much waits for a sink, and how much was given up. Raises as `flush`. Costs: 1 round trip."""
+        return self._needed().backlog(find(sink).name)
+
+    def dead_letter(self, sink: str) -> DeadLetter:
+        """The writes that a sink was never able to take. Raises as `flush`."""
+        return DeadLetter(find(sink).name, self._needed(), self._read, self.send_flush)
+
+    def _needed(self) -> Journal:
+        if self.journal is None:
+            raise ConfigurationError("cachetiers_journal_url", None, "a Redis: there is none to keep a journal in")
+        return self.journal
 
     def flush_key(self, sink: Sink, key: str) -> Flushed:
         """Hands one record to its sink, as far as that can be done now."""
@@ -192,8 +205,7 @@ class WriteBehind:
                 )  # fmt: skip
             return found
 
-    def read(self, record: Record) -> Write:
-        """What a record holds. Raises `UnusableEntry`."""
+    def _read(self, record: Record) -> Write:
         return unpacked(self._codec, record)[0]
 
     def _unpacked(self, record: Record) -> tuple[Write, tuple[str, ...]]:
