@@ -20,8 +20,8 @@ COLUMNS = ("taken", "failed", "buried", "left", "pending")
 def flush(ctx: click.Context, sink: str | None, seconds: float, as_json: bool) -> None:
     """Hand what waits in the journal to the sinks.
 
-    To all of them, or to SINK alone. It runs here, not in a worker, and takes until nothing is due or time is up. What a sink has just failed with is
-    due only after its back-off, and counts as pending.
+    To all of them, or to SINK alone. It runs here, not in a worker, and takes until nothing is due or time is up. What
+    a sink has just failed with is due only after its back-off, and counts as pending.
     """
     with extension(ctx) as tiers:
         flushed = tiers.writes.flush(sink, seconds)
