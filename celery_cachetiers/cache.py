@@ -14,13 +14,13 @@ from celery_cachetiers.attempt import ANY_HOLDER, PLAIN, Attempt, Terms
 from celery_cachetiers.call import Call
 from celery_cachetiers.clock import chance
 from celery_cachetiers.decisions import times_of
-from celery_cachetiers.entry import MISSING, unpack_body
+from celery_cachetiers.entry import MISSING, Times, unpack_body
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.events import Event
 from celery_cachetiers.following import Follower, Shared, Watched
 from celery_cachetiers.leading import Inside, Leader
 from celery_cachetiers.parts import Parts
-from celery_cachetiers.ports import Compute, Leading
+from celery_cachetiers.ports import Compute, Leading, Put
 from celery_cachetiers.reading import Reader, Reading
 from celery_cachetiers.templates import key_tag, namespace_tag, task_tag
 
@@ -135,32 +135,51 @@ class TieredCache:
     # -- writing ----------------------------------------------------------------------------------------------------
 
     def put(self, call: Call, value: object, ttl: float | None = None) -> None:
-        """Replaces an entry; a leader that computes from an older state is refused.
+        """Replaces an entry; a leader that computes from an older state is refused. Costs and errors as `put_all`."""
+        self.put_all([(call, value)], ttl)
+
+    def put_all(
+        self, items: Sequence[tuple[Call, object]], ttl: float | None = None, beside: object | None = None
+    ) -> None:
+        """Replaces entries; leaders that compute from an older state are refused.
+
+        Args:
+            beside: See `Store.put_all`.
 
         Raises:
-            UnusableEntry: The value cannot be stored.
-            TagError: The value does not give its tags.
+            UnusableEntry: A value cannot be stored; then none is.
+            TagError: A value does not give its tags; then none is stored.
             TierUnavailable: L2 was not reached, or would not store it.
 
         Costs: 1 round trip.
         """
+        prepared = [self._prepared(call, value, ttl) for call, value in items]
+        puts = [put for _, _, put in prepared]
+        try:
+            if self._store is not None and len(puts) == 1 and beside is None:
+                [put] = puts
+                self._store.put(put.request, put.body, put.hard_ttl)
+            elif self._store is not None and puts:
+                self._store.put_all(puts, beside)
+        finally:
+            self._l1.invalidate([key_tag(call.digest) for call, _ in items])
+        for (call, _), (times, tags, put) in zip(items, prepared, strict=True):
+            if self._store is None:
+                decoded = call.memo.codec.decode(unpack_body(put.body), call.digest)
+                self._leader.keep(call, decoded, tags, times, self._l1.mark(), None)
+            self.events.emit(Event.STORED, call.memo.task, key=call.digest, size=len(put.body))
+
+    def _prepared(self, call: Call, value: object, ttl: float | None) -> tuple[Times, tuple[str, ...], Put]:
+        """The times, all tags and the entry of a value that is put."""
         policy = call.memo.policy
         times = times_of(policy, policy.ttl if ttl is None else ttl, self._clock.time(), 0.0, chance.random())
         found = call.memo.tagging.find(value) if call.memo.tagging is not None else ()
         tags = (*call.tags, *(tag for tag in found if tag not in call.tags))
         body = call.memo.codec.encode(value, times, tags, call.digest)
         hard_ttl = times.expires_at - times.computed_at
-        try:
-            if self._store is not None:
-                keep_for = max(policy.hard_ttl, hard_ttl) + policy.lease_ttl
-                request = replace(Attempt(call).request(times.computed_at), tags=tags, keep_for=keep_for)
-                self._store.put(request, body, hard_ttl)
-        finally:
-            self._l1.invalidate([key_tag(call.digest)])
-        if self._store is None:
-            decoded = call.memo.codec.decode(unpack_body(body), call.digest)
-            self._leader.keep(call, decoded, tags, times, self._l1.mark(), None)
-        self.events.emit(Event.STORED, call.memo.task, key=call.digest, size=len(body))
+        keep_for = max(policy.hard_ttl, hard_ttl) + policy.lease_ttl
+        request = replace(Attempt(call).request(times.computed_at), tags=tags, keep_for=keep_for)
+        return times, tags, Put(request, body, hard_ttl)
 
     def invalidate_key(self, digest: str, task: str = "") -> None:
         """Removes an entry, and refuses a leader that computes it now. Raises `TierUnavailable`."""

@@ -11,6 +11,7 @@ import hashlib
 import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from time import monotonic
@@ -47,6 +48,15 @@ class Script:
     def command(self, keys: Sequence[str], args: Sequence[Argument]) -> Command:
         """The command that runs it."""
         return ("EVALSHA", self.sha, len(keys), *keys, *args)
+
+
+@dataclass(slots=True)
+class Step:
+    """One script in a transaction, and what it has answered."""
+
+    script: Script
+    build: Build
+    answer: Any = None
 
 
 class RedisClient:
@@ -127,6 +137,29 @@ class RedisClient:
             if not isinstance(error.__cause__, redis.exceptions.NoScriptError):
                 raise
         return self.pipeline((lambda _: ("SCRIPT", "LOAD", script.source), *builds), must_try=must_try)[1:]
+
+    def transact(self, steps: Sequence[Step]) -> None:
+        """Runs scripts in one transaction, which leaves their answers in the steps.
+
+        A server that does not know all of the scripts is told them, and gets the transaction once more: those that it
+        did know have run twice then.
+
+        Raises:
+            TierUnavailable: As `call`; or a script has failed. The others have run.
+
+        Costs: 1 round trip.
+        """
+        builds: list[Build] = [lambda _: ("MULTI",), *(step.build for step in steps), lambda _: ("EXEC",)]
+        answers = self.pipeline(builds, must_try=True)[-1]
+        if any(isinstance(answer, redis.exceptions.NoScriptError) for answer in answers):
+            sources = {step.script.source for step in steps}
+            loads: list[Build] = [lambda _, source=source: ("SCRIPT", "LOAD", source) for source in sources]  # type: ignore[misc]
+            answers = self.pipeline([*loads, *builds], must_try=True)[-1]
+        for step, answer in zip(steps, answers, strict=True):
+            step.answer = answer
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise TierUnavailable(str(answer)) from answer
 
     def pipeline(self, builds: Sequence[Build], *, must_try: bool = False) -> list[Any]:
         """Sends commands in one packet and returns their answers. Raises as `call`, if any of them failed."""

@@ -59,6 +59,7 @@ class Route:
     """Whom a sink's records meet on their way.
 
     Attributes:
+        claim_seconds: How long a claim lasts without renewal.
         interrupts: Exceptions that are not the sink's own, such as the time limit of the task that flushes.
     """
 
@@ -68,7 +69,8 @@ class Route:
     invalidate: Invalidate
     repeat: Repeat
     events: Events
-    interrupts: tuple[type[BaseException], ...]
+    interrupts: tuple[type[BaseException], ...] = ()
+    claim_seconds: float = CLAIM_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class Delivery:
             BaseException: What interrupted it; what was not settled is due at once.
         """
         delay = 0.0
-        with self._route.repeat(self._renew, CLAIM_SECONDS / 3):
+        with self._route.repeat(self._renew, self._route.claim_seconds / 3):
             try:
                 self._unpack()
                 self._deliver()
@@ -112,7 +114,7 @@ class Delivery:
         return self._flushed
 
     def _renew(self) -> None:
-        self._journal.renew(self._sink.name, self._token, list(self._open), CLAIM_SECONDS)
+        self._journal.renew(self._sink.name, self._token, list(self._open), self._route.claim_seconds)
 
     def _unpack(self) -> None:
         for record in list(self._open.values()):
@@ -191,7 +193,7 @@ class Delivery:
 
     def _rejected(self, keys: Sequence[str], rejected: SinkRejected) -> bool:
         taken = [key for key in keys if key not in rejected.failures]
-        if taken and not self._taken(taken):
+        if not self._taken(taken):
             return False
         for key, error in rejected.failures.items():
             self._failed(key, error)

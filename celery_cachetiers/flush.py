@@ -19,8 +19,8 @@ __all__ = ["Flushed", "Flusher"]
 class Flusher:
     """Moves the records of one sink from the journal to it: at least once, and in order for each key.
 
-    A flusher may be killed at any point: what it had claimed comes free within `CLAIM_SECONDS`, and is delivered again
-    by the next one, also if the sink had taken it.
+    A flusher may be killed at any point: what it had claimed comes free within ``claim_seconds``, and the next one
+    delivers it again, also if the sink had taken it.
 
     Concurrency: any number of flushers, in any process and thread; a record is in the hands of one of them. Threads may
     share one flusher.
@@ -33,13 +33,16 @@ class Flusher:
         repeat: Keeps claims alive while a slow sink writes.
         interrupts: Exceptions that are not the sink's own though they come out of it, such as Celery's soft time limit;
             what is not an `Exception` is one anyway.
+        claim_seconds: How long a batch is nobody else's after its flusher was killed; a living one renews its claim
+            at a third of it.
     """
 
     def __init__(
         self, journal: Journal, sink: SinkPort, unpack: Unpack, invalidate: Invalidate, *,
         repeat: Repeat, clock: Clock, events: Events, interrupts: tuple[type[BaseException], ...] = (),
+        claim_seconds: float = CLAIM_SECONDS,
     ) -> None:  # fmt: skip
-        self._route = Route(journal, sink, unpack, invalidate, repeat, events, interrupts)
+        self._route = Route(journal, sink, unpack, invalidate, repeat, events, interrupts, claim_seconds)
         self._monotonic, self._trouble = clock.monotonic, Trouble()
 
     def flush(self, limit_seconds: float) -> Flushed:
@@ -70,7 +73,7 @@ class Flusher:
     def _deliver(self, limit: int, key: str = "") -> Flushed:
         journal, sink = self._route.journal, self._route.sink
         began, token = self._monotonic(), secrets.token_hex(8)
-        records = journal.claim(sink.name, token, limit, CLAIM_SECONDS, key)
+        records = journal.claim(sink.name, token, limit, self._route.claim_seconds, key)
         if not records:
             return Flushed()
         done = Delivery(self._route, self._trouble, token, records).run()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from celery_cachetiers.writes import Write
 
@@ -107,6 +107,12 @@ class SinkPort(Protocol):
         """
 
 
+class Beside(Protocol):
+    """A write that happens in one step with something else; ``answer`` is what `Journal.write` returns, then."""
+
+    answer: Any
+
+
 class Journal(Protocol):
     """Where writes wait. Every method may raise `TierUnavailable`, and those that change something are atomic.
 
@@ -129,6 +135,12 @@ class Journal(Protocol):
                 taken. Without them each write is newer than all before.
             durability: What is waited for: ``"replica"``, ``"disk"``, or ``None`` for nothing. `TierUnavailable` is
                 raised where it does not come in time; the writes may have been taken all the same.
+        """
+
+    def beside(self, sink: str, writes: Sequence[tuple[str, bytes]], max_pending: int) -> Beside | None:
+        """The same as a step for `Store.put_all`, where that is on the same server; ``None`` where it is not.
+
+        Costs: nothing by itself.
         """
 
     def begin(self, sink: str, key: str) -> tuple[Record | None, int]:
@@ -183,7 +195,7 @@ class Journal(Protocol):
         """
 
     def bury(self, sink: str, token: str, record: Record, reason: str, details: str) -> bool:
-        """Moves a record to the dead-letter, with the attempts that it says, in place of an older one of its key.
+        """Moves a record to the dead-letter, with the attempts that it says. Of two of a key the newer one is kept.
 
         False, and nothing moved, if it was written again meanwhile: then it is due at once.
         """

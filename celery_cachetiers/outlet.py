@@ -18,7 +18,7 @@ from celery_cachetiers.codec import Codec
 from celery_cachetiers.entry import MISSING, Times, tag_names, unpack_body
 from celery_cachetiers.errors import ConfigurationError, JournalFull, TierUnavailable, UnusableEntry
 from celery_cachetiers.events import Event, Events
-from celery_cachetiers.journal_port import FULL, Journal, Record
+from celery_cachetiers.journal_port import FULL, Beside, Journal, Record
 from celery_cachetiers.sinks import Sink
 from celery_cachetiers.writes import Write
 
@@ -126,6 +126,19 @@ class LocalSequences:
             return self._last
 
 
+Item = tuple[str, Sequence[Any], Mapping[str, Any], object]
+"""Key, positional and keyword arguments, value."""
+
+
+@dataclass(frozen=True, slots=True)
+class BesideWrite:
+    """Writes that go into the journal in one step with the puts of their entries."""
+
+    step: Beside
+    writes: list[Write]
+    bodies: list[tuple[str, bytes]]
+
+
 class TaskOutlet:
     """What one task writes.
 
@@ -184,7 +197,7 @@ class TaskOutlet:
         self.deliver_all([(key, args, kwargs, value)], deleted=deleted, sequence=sequence, tags=[tags])
 
     def deliver_all(
-        self, items: Sequence[tuple[str, Sequence[Any], Mapping[str, Any], object]], *,
+        self, items: Sequence[Item], *,
         deleted: bool = False, sequence: int = 0, tags: Sequence[Sequence[str]] = (),
     ) -> list[tuple[str, int]]:  # fmt: skip
         """The same for several writes, in one round trip. Raises as `deliver`, and may have written some of them.
@@ -192,16 +205,49 @@ class TaskOutlet:
         Returns:
             Key and sequence of each that the journal has taken.
         """
+        writes = self._writes(items, deleted, sequence)
+        taken: list[tuple[str, int]] = []
+        past = writes if self._journal is None else self._behind(self._journal, writes, tags, taken)
+        self._through(past)
+        return taken
+
+    def beside(self, items: Sequence[Item], tags: Sequence[Sequence[str]]) -> BesideWrite | None:
+        """The writes as one step with the puts of their entries; ``None`` where that cannot be."""
+        journal = self._journal
+        if journal is None or self.sink.options.durability is not None:
+            return None
+        writes = self._writes(items, False, 0)
+        try:
+            bodies = [(each.key, packed(self._codec, each, names)) for each, names in zip(writes, tags, strict=True)]
+        except UnusableEntry:
+            return None
+        journal.check()
+        step = journal.journal.beside(self.sink.name, bodies, self.sink.options.max_pending)
+        return None if step is None else BesideWrite(step, writes, bodies)
+
+    def settle(self, done: BesideWrite) -> None:
+        """What follows the step: those that the journal had no room for, or all if nobody knows, go another way.
+
+        Raises as `deliver`.
+        """
+        if not isinstance(done.step.answer, list) or self._journal is None:
+            self._through(done.writes)
+            return
+        self._journal.count(self.sink, sum(sequence != FULL for sequence in done.step.answer))
+        left = [at for at, sequence in enumerate(done.step.answer) if sequence == FULL]
+        if left and self.sink.options.when_full == "raise":
+            raise JournalFull(self.sink.name, self.sink.options.max_pending)
+        if left:
+            held, bodies = [done.writes[at] for at in left], [done.bodies[at] for at in left]
+            past = held if self.sink.options.when_full == "through" else self._take(self._journal, held, bodies, [])
+            self._through(past)
+
+    def _writes(self, items: Sequence[Item], deleted: bool, sequence: int) -> list[Write]:
         now = self._clock.time()
-        writes = [
+        return [
             Write(self.task, tuple(args), dict(kwargs), key, value, deleted, sequence, now)
             for key, args, kwargs, value in items
         ]
-        taken: list[tuple[str, int]] = []
-        past = writes if self._journal is None else self._behind(self._journal, writes, tags, taken)
-        for at in range(0, len(past), self.sink.options.batch_size):
-            self._through(past[at : at + self.sink.options.batch_size])
-        return taken
 
     def overtaken(self, taken: Sequence[tuple[str, int]]) -> list[str]:
         """Keys of writes that somebody else has overtaken meanwhile, or may have. Costs: 1 round trip."""
@@ -263,7 +309,9 @@ class TaskOutlet:
             time.sleep(POLL)
 
     def _through(self, writes: list[Write]) -> None:
-        self.sink.write([self._numbered(write) for write in writes])
+        size = self.sink.options.batch_size
+        for at in range(0, len(writes), size):
+            self.sink.write([self._numbered(write) for write in writes[at : at + size]])
 
     def _numbered(self, write: Write) -> Write:
         if write.sequence:

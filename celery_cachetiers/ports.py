@@ -131,6 +131,15 @@ class Leave:
     since: LogPosition | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Put:
+    """An entry that replaces another from outside."""
+
+    request: LeaseRequest
+    body: bytes
+    hard_ttl: float
+
+
 class Store(Protocol):
     """L2: entries, leases and tag versions. Every method may raise `TierUnavailable`."""
 
@@ -185,6 +194,13 @@ class Store(Protocol):
 
     def put(self, request: LeaseRequest, body: bytes, hard_ttl: float) -> None:
         """Replaces entry and lease, so that a running leader is refused. Costs: 1 round trip."""
+
+    def put_all(self, puts: Sequence[Put], beside: object | None = None) -> None:
+        """Puts several in one step. Costs: 1 round trip.
+
+        Args:
+            beside: What is to happen in the same step: a write into a journal on the same server, as that gave it.
+        """
 
     def fence(self, digest: str) -> None:
         """Removes entry and lease, so that a running leader is refused. Costs: 1 round trip."""

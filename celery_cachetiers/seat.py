@@ -1,22 +1,24 @@
 """What a worker's main process and the place where a task's body runs tell each other about one request.
 
 It rides among the message's properties in the request that is handed to the pool, as a retry sends a request's headers
-again, and not those. A message from outside cannot bring it along: only instances of these classes are looked at.
+again, and not those. A message from outside cannot bring it along: a property's name is text there, and `_SEAT` is not.
+A seat goes to the child as a plain tuple: to look its class up there costs more than the rest of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from celery.exceptions import Ignore
 
-_SEAT = "cachetiers_seat"
+_SEAT: Final = 0
+"""Its name among the properties. Brokers carry names as text, so none that came with a message equals it."""
 
 
 class Seat(NamedTuple):
-    """A request that goes to the pool. A tuple, as it is pickled with every request.
+    """A request that goes to the pool.
 
     Attributes:
         nonce: Names its attempt, so that the main process can free its lease when the child is gone.
@@ -42,12 +44,15 @@ class Answer:
 def seat_of(request: Any) -> Seat | Answer | None:
     """What the main process has given to a task's request (a `celery.app.task.Context`, or ``None``)."""
     seat = (getattr(request, "properties", None) or {}).get(_SEAT)
-    return seat if isinstance(seat, (Seat, Answer)) else None
+    if type(seat) is tuple:
+        return Seat(*seat)
+    return seat if isinstance(seat, Answer) else None
 
 
 def give_seat(request: Any, seat: Seat | Answer) -> None:
     """Puts it into a worker's request."""
-    request.request_dict["properties"] = {**(request.request_dict.get("properties") or {}), _SEAT: seat}
+    given = tuple(seat) if isinstance(seat, Seat) else seat
+    request.request_dict["properties"] = {**(request.request_dict.get("properties") or {}), _SEAT: given}
 
 
 class GivenBack(Ignore):

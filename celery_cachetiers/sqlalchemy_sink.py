@@ -1,7 +1,7 @@
 """A sink that upserts into a table of a database, for SQLAlchemy 2.
 
-Decides which rows a batch becomes, and which of the database's errors are nobody's fault. Leaves the statements to
-`sqlalchemy_statements`, and thread, time limit and forks to `sinks`.
+Decides which rows a batch becomes, and when. Leaves the statements to `sqlalchemy_statements`, which errors are
+nobody's fault to `sqlalchemy_outages`, and thread, time limit and forks to `sinks`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from celery_cachetiers import sqlalchemy_statements as statements
 from celery_cachetiers.errors import ConfigurationError, SinkRejected, SinkUnavailable
 from celery_cachetiers.options import without_secrets
 from celery_cachetiers.sink_writer import keep_for_ever
+from celery_cachetiers.sqlalchemy_outages import is_outage
 from celery_cachetiers.sqlalchemy_statements import WHERE, Shape
 from celery_cachetiers.writes import Write
 
@@ -116,11 +117,18 @@ class SQLAlchemySink:
         with _down_is_unavailable():
             try:
                 self._engine = self._made_engine()
-                self._table = self._reflected()
-                self._shape = self._shape_of(self._table)
-                statements.refuse_unfit(self._table, self._shape, self._engine.dialect.name)
+                self._look_at_table()
             except (ConfigurationError, ImportError) as error:  # no write is to blame
                 raise SinkUnavailable(str(error)) from error
+
+    def _look_at_table(self) -> None:
+        try:
+            self._table = self._reflected()
+            self._shape = self._shape_of(self._table)
+            statements.refuse_unfit(self._table, self._shape, self._engine.dialect.name)
+        except BaseException:
+            self.close()
+            raise
 
     def _made_engine(self) -> Engine:
         from sqlalchemy import Engine, create_engine
@@ -251,18 +259,13 @@ def _down_is_unavailable() -> Iterator[None]:
     try:
         yield
     except exc.DBAPIError as error:
-        if error.connection_invalidated or (isinstance(error, exc.OperationalError) and not _is_about_a_row(error)):
+        if error.connection_invalidated or (isinstance(error, exc.OperationalError) and is_outage(error.orig)):
             raise SinkUnavailable(str(error.orig)) from error
         raise
     except exc.NoSuchTableError as error:
         raise SinkUnavailable(f"there is no table {error}") from error
     except (exc.DisconnectionError, exc.TimeoutError) as error:
         raise SinkUnavailable(str(error)) from error
-
-
-def _is_about_a_row(error: Any) -> bool:
-    """PostgreSQL's class 54, such as a value that is too large for an index."""
-    return str(getattr(error.orig, "sqlstate", None) or "").startswith("54")
 
 
 def _require_sqlalchemy() -> None:

@@ -10,12 +10,13 @@ from typing import Any
 from celery_cachetiers.attempt import Terms
 from celery_cachetiers.call import Call
 from celery_cachetiers.entry import MISSING
-from celery_cachetiers.errors import ConfigurationError
+from celery_cachetiers.errors import ConfigurationError, TierUnavailable
 from celery_cachetiers.memoized import Memoized
 from celery_cachetiers.metrics.tally import Tally
+from celery_cachetiers.outlet import BesideWrite, Item, TaskOutlet
 from celery_cachetiers.policy import Policy
 
-Item = tuple[tuple[Any, ...], object] | tuple[tuple[Any, ...], object, Mapping[str, Any]]
+Given = tuple[tuple[Any, ...], object] | tuple[tuple[Any, ...], object, Mapping[str, Any]]
 Dump = Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
 
 
@@ -60,31 +61,58 @@ class TaskCache:
             raise TypeError(f"put takes the call's positional arguments as a tuple, not {args!r}")
         self.put_many([(args, value, kwargs or {})], ttl=ttl)
 
-    def put_many(self, items: Iterable[Item], *, ttl: float | None = None) -> None:
+    def put_many(self, items: Iterable[Given], *, ttl: float | None = None) -> None:
         """The same for several calls: ``[((1,), value), ((2,), value, {"kind": "x"})]``.
 
-        Costs: 1 round trip for each, and 2 to the journal for all of them where the task has a sink.
+        Costs: 1 round trip; where the journal has a Redis of its own, 2 more to that.
         """
         rows: list[tuple[tuple[Any, ...], object, dict[str, Any]]] = [
             (tuple(args), value, dict(*kwargs)) for args, value, *kwargs in items
         ]
         ttl = self._checked_ttl(ttl)
         calls = [self._call(args, kwargs) for args, _, kwargs in rows]
-        outlet, taken = self._memoized.outlet, list[tuple[str, int]]()
-        if outlet is not None:
-            tags = [self._memoized.invalidated_by(args, kwargs, value) for args, value, kwargs in rows]
-            written = [
-                (call.digest, args, kwargs, value) for call, (args, value, kwargs) in zip(calls, rows, strict=True)
-            ]
-            taken = outlet.deliver_all(written, tags=tags)
-            self._invalidate([name for names in tags for name in names])
+        entries = [(call, value) for call, (_, value, _) in zip(calls, rows, strict=True)]
+        outlet, cache = self._memoized.outlet, self._memoized.cache
+        if outlet is None:
+            if self._on():
+                cache.put_all(entries, ttl)
+            return
+        tags = [self._memoized.invalidated_by(args, kwargs, value) for args, value, kwargs in rows]
+        writes: list[Item] = [
+            (call.digest, args, kwargs, value) for call, (args, value, kwargs) in zip(calls, rows, strict=True)
+        ]
+        together = outlet.beside(writes, tags) if self._on() else None
+        if together is not None:
+            self._put_together(outlet, together, entries, ttl)
+        else:
+            self._put_apart(outlet, writes, tags, entries, ttl)
+        self._invalidate([name for names in tags for name in names])
+
+    def _put_together(
+        self, outlet: TaskOutlet, together: BesideWrite, entries: list[tuple[Call, object]], ttl: float | None
+    ) -> None:
+        try:
+            self._memoized.cache.put_all(entries, ttl, together.step)
+        except TierUnavailable:
+            outlet.settle(together)
+            raise
+        try:
+            outlet.settle(together)
+        except BaseException:
+            for call, _ in entries:
+                self._memoized.cache.invalidate_key(call.digest, self._memoized.name)  # nobody has written it
+            raise
+
+    def _put_apart(
+        self, outlet: TaskOutlet, items: list[Item], tags: list[tuple[str, ...]],
+        entries: list[tuple[Call, object]], ttl: float | None,
+    ) -> None:  # fmt: skip
+        taken = outlet.deliver_all(items, tags=tags)
         if self._on():
-            for call, (_, value, _) in zip(calls, rows, strict=True):
-                self._memoized.cache.put(call, value, ttl)
-        if outlet is not None:
-            # Two who put one key may reach journal and cache in another order: then the cache has neither.
-            for key in outlet.overtaken(taken):
-                self._memoized.cache.invalidate_key(key, self._memoized.name)
+            self._memoized.cache.put_all(entries, ttl)
+        # Two who put one key may reach journal and cache in another order: then the cache has neither.
+        for key in outlet.overtaken(taken):
+            self._memoized.cache.invalidate_key(key, self._memoized.name)
 
     def delete(self, *args: Any, **kwargs: Any) -> None:
         """Removes the entry, and has the task's sink remove what it has: it gets a `Write` with ``deleted``.

@@ -91,7 +91,7 @@ class WriteBehind:
         url, options = where
         # Never asked: a write that is not tried goes to the sink, which takes longer.
         client = RedisClient(url, settings.timeout, Breaker(0.0, self._tiers.clock), **options)
-        return RedisJournal(client, settings.namespace)
+        return RedisJournal(client, settings.namespace, beside_entries=where == self._tiers.where())
 
     def outlet(self, task: str, policy: Policy) -> TaskOutlet:
         """The way of one task's values. Raises `ConfigurationError` for a sink that nobody has registered."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import hypothesis
 import pytest
 
+from tests.databases import MariaServer, PostgresServer
 from tests.proxy import RedisProxy
 from tests.rabbit import RabbitServer
 from tests.servers import FLAVOURS, RedisServer, RedisServers
@@ -89,6 +90,20 @@ def redis_proxy(redis_server: RedisServer) -> Iterator[RedisProxy]:
 def rabbit_server() -> Iterator[RabbitServer]:
     """One running RabbitMQ node for all tests. Never break it."""
     with RabbitServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One running PostgreSQL for all tests. Never break it."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[MariaServer]:
+    """One running MariaDB for all tests; skips where it is not installed. Never break it."""
+    with MariaServer() as server:
         yield server
 
 

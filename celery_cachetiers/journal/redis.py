@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from celery_cachetiers.client import Argument, Build, RedisClient, Script
+from celery_cachetiers.client import Argument, Build, RedisClient, Script, Step
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.journal_port import Backlog, Buried, Record
 
@@ -32,10 +32,13 @@ class RedisJournal:
 
     Concurrency: holds no state of its own; thread- and fork-safe as its client is. The breaker is never asked: a write
     that is not tried goes to the sink directly, which is slower than the attempt.
+
+    Args:
+        beside_entries: L2 is on the same server, and in the same database.
     """
 
-    def __init__(self, client: RedisClient, namespace: str) -> None:
-        self._client, self._namespace = client, namespace
+    def __init__(self, client: RedisClient, namespace: str, *, beside_entries: bool = False) -> None:
+        self._client, self._namespace, self._beside_entries = client, namespace, beside_entries
 
     def write(
         self,
@@ -66,6 +69,13 @@ class RedisJournal:
         if durable and not (durable[0][0] if durability == "disk" else durable[0]):
             raise TierUnavailable(f"no {durability} has confirmed the write in time")
         return taken
+
+    def beside(self, sink: str, writes: Sequence[tuple[str, bytes]], max_pending: int) -> Step | None:
+        if not self._beside_entries or len(writes) > _AT_ONCE:
+            return None
+        args = (max_pending, *(each for key, body in writes for each in (key, body, "")))
+        command = _WRITE.command(self._names(sink, "v", "d", "b", "s", "a"), args)
+        return Step(_WRITE, lambda _: command)
 
     def begin(self, sink: str, key: str) -> tuple[Record | None, int]:
         value, sequence = self._run(_BEGIN, self._names(sink, "v", "s"), key)

@@ -10,12 +10,13 @@ from typing import Final, TypeVar
 
 from celery_cachetiers.entry import RawEntry, Times
 from celery_cachetiers.errors import TierUnavailable
-from celery_cachetiers.ports import LeaseAnswer, LeaseRequest, Leave, ResultTags, Store
+from celery_cachetiers.ports import LeaseAnswer, LeaseRequest, Leave, Put, ResultTags, Store
 
 T = TypeVar("T")
 
 METHODS: Final = (
-    "read", "versions", "confirms", "lease", "commit", "release", "hand_over", "renew", "put", "fence", "invalidate",
+    "read", "versions", "confirms", "lease", "commit", "release", "hand_over", "renew", "put", "put_all", "fence",
+    "invalidate",
 )  # fmt: skip
 
 
@@ -139,6 +140,10 @@ class FaultyStore:
     def put(self, request: LeaseRequest, body: bytes, hard_ttl: float) -> None:
         """As the store's, or a fault."""
         self._through("put", lambda: self._store.put(request, body, hard_ttl))
+
+    def put_all(self, puts: Sequence[Put], beside: object | None = None) -> None:
+        """As the store's, or a fault."""
+        self._through("put_all", lambda: self._store.put_all(puts, beside))
 
     def fence(self, digest: str) -> None:
         """As the store's, or a fault."""

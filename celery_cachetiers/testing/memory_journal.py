@@ -87,6 +87,9 @@ class MemoryJournal:
             dirty.record = record
         return record.sequence
 
+    def beside(self, sink: str, writes: Sequence[tuple[str, bytes]], max_pending: int) -> None:
+        return None
+
     def begin(self, sink: str, key: str) -> tuple[Record | None, int]:
         with self.shared.lock:
             return self.look(sink, key), self.sequence(sink)
@@ -158,8 +161,10 @@ class MemoryJournal:
             if dirty.record.sequence != record.sequence:
                 dirty.token, dirty.due = "", self._in(0.0)
                 return False
-            table.dead.pop(record.key, None)
-            table.dead[record.key] = Buried(record, reason, details, self._time())
+            dead = table.dead.get(record.key)
+            if dead is None or dead.record.sequence <= record.sequence:
+                table.dead.pop(record.key, None)
+                table.dead[record.key] = Buried(record, reason, details, self._time())
             del table.dirty[record.key]
             return True
 

@@ -38,6 +38,7 @@ from celery_cachetiers.ports import (
     Left,
     Listener,
     LogPosition,
+    Put,
     ResultTags,
 )
 from celery_cachetiers.templates import key_tag
@@ -269,6 +270,11 @@ class MemoryStore:
             self.shared.left.drop(request.digest)
             messages = self._free(request.digest)
         _deliver(messages + self._announcement([key_tag(request.digest)]))
+
+    def put_all(self, puts: Sequence[Put], beside: object | None = None) -> None:
+        """Puts several in one step."""
+        for put in puts:
+            self.put(put.request, put.body, put.hard_ttl)
 
     def fence(self, digest: str) -> None:
         """Removes entry and lease, so that a running leader is refused."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from celery_cachetiers.client import Argument, Build, Command, RedisClient, Script
+from celery_cachetiers.client import Argument, Build, Command, RedisClient, Script, Step
 from celery_cachetiers.entry import (
     TIMES_AT,
     RawEntry,
@@ -37,6 +37,7 @@ from celery_cachetiers.ports import (
     Leave,
     Left,
     LogPosition,
+    Put,
     ResultTags,
 )
 from celery_cachetiers.templates import key_tag
@@ -207,6 +208,19 @@ class RedisStore:
         if self._replace(request.digest, request.tags, body, hard_ttl, request.keep_for, nonces) == NO_ROOM:
             raise TierUnavailable("the server would not store the entry")
 
+    def put_all(self, puts: Sequence[Put], beside: object | None = None) -> None:
+        first = [beside] if isinstance(beside, Step) else []
+        steps = [self._putting(put) for put in puts]
+        self._client.transact([*first, *steps])
+        if any(step.answer == NO_ROOM for step in steps):
+            raise TierUnavailable("the server would not store the entry")
+
+    def _putting(self, put: Put) -> Step:
+        request = put.request
+        nonces = os.urandom(NONCE * len(request.tags))
+        build = self._replacing(request.digest, request.tags, put.body, put.hard_ttl, request.keep_for, nonces)
+        return Step(_PUT, build)
+
     def fence(self, digest: str) -> None:
         self._replace(digest, (), b"", 0.0, 0.0, b"")
 
@@ -240,12 +254,18 @@ class RedisStore:
     def _replace(
         self, digest: str, tags: tuple[str, ...], body: bytes, hard_ttl: float, keep_for: float, nonces: bytes
     ) -> int:
+        build = self._replacing(digest, tags, body, hard_ttl, keep_for, nonces)
+        return int(self._client.run(_PUT, build, must_try=True))
+
+    def _replacing(
+        self, digest: str, tags: tuple[str, ...], body: bytes, hard_ttl: float, keep_for: float, nonces: bytes
+    ) -> Build:
         message = announcement(self._inbox(), [key_tag(digest)])
         args: list[Argument] = [
             _ms(hard_ttl), _ms(keep_for), nonces, body, self._layout.inboxes, digest,
             self._layout.announcements, message,
         ]  # fmt: skip
-        return int(self._client.run(_PUT, self._script(_PUT, digest, tags, args, left=True), must_try=True))
+        return self._script(_PUT, digest, tags, args, left=True)
 
     def _script(
         self,

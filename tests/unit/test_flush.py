@@ -200,6 +200,22 @@ def test_a_record_whose_claim_was_lost_is_not_given_back_by_the_loser(stage: Sta
     assert stage.attempts() == {}
 
 
+def test_every_batch_has_a_token_of_its_own() -> None:
+    stage = Stage(batch_size=1)
+    stage.write("a", "b", "c")
+    tokens: list[str] = []
+
+    def look(keys: list[str]) -> None:
+        tokens.extend(each.token for each in stage.journal.shared.sinks[SINK].dirty.values() if each.token)
+
+    stage.sink.act = look
+    stage.flusher.flush(0.0)
+    stage.flusher.flush(0.0)
+    stage.another().flush(0.0)
+
+    assert len(tokens) == len(set(tokens)) == 3
+
+
 # -- tags --------------------------------------------------------------------------------------------------------------
 
 
@@ -537,6 +553,7 @@ def test_what_hangs_again_is_tried_in_ever_smaller_pieces_until_one_hangs_alone_
     assert stage.sink.rows.keys() == set(EIGHT) - {"f"}
     hangs = [len(call) for call in stage.sink.calls if "f" in call]
     assert hangs == [8, 4, 2, 1, 1]
+    assert "0 suspects" in repr(stage.flusher)
 
 
 def test_what_has_never_hung_is_not_tried_together_with_what_has(stage: Stage) -> None:
@@ -647,6 +664,29 @@ def test_a_journal_that_goes_away_is_heard_of_and_what_was_claimed_comes_again(s
 
     assert stage.flusher.flush(10.0) == Flushed(taken=2)
     assert stage.attempts() == {}
+
+
+def test_claims_that_cannot_be_given_back_run_out_by_themselves(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.write("a")
+
+    def away(*_: object, **__: object) -> None:
+        raise TierUnavailable("away")
+
+    monkeypatch.setattr(stage.journal, "give_back", away)
+    stage.sink.fail(SinkUnavailable())
+    assert stage.flusher.flush(10.0) == Flushed(left=1)
+    stage.clock.advance(CLAIM_SECONDS)
+    stage.sink.fail(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        stage.flusher.flush(10.0)
+    monkeypatch.undo()
+
+    assert caplog.text.count("run out by themselves") == 2
+    assert stage.due() == []
+    stage.clock.advance(CLAIM_SECONDS)
+    assert stage.due() == ["a"]
 
 
 def test_the_states_are_seen_in_the_repr(stage: Stage) -> None:

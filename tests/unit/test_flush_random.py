@@ -118,12 +118,18 @@ class World(RuleBasedStateMachine):
         self.written: dict[str, tuple[int, str]] = {}
         self.delivered: dict[str, int] = {}
         self.invalidated: dict[str, int] = {}
+        self.begun: list[tuple[str, int]] = []
         self.replayed: set[str] = set()
 
-    def write_key(self, key: str) -> None:
+    def write_key(self, key: str, begun: int = 0) -> None:
         self.number += 1
-        [sequence] = self.stage.write(key, body=f"{self.number}|{key}")
-        self.written[key] = (sequence, str(self.number))
+        body = f"{self.number}|{key}".encode()
+        given = {"sequences": [begun]} if begun else {}
+        [sequence] = self.stage.journal.write(SINK, [(key, body)], 1_000_000, **given)
+        if sequence > self.written.get(key, (0, ""))[0]:
+            self.written[key] = (sequence, str(self.number))
+        else:
+            self.replayed.add(key)
 
     def take(self, writes: Sequence[Write], token: str) -> None:
         dirty = self.dirty()
@@ -146,6 +152,15 @@ class World(RuleBasedStateMachine):
     @rule(key=st.sampled_from(KEYS))
     def write(self, key: str) -> None:
         self.write_key(key)
+
+    @rule(key=st.sampled_from(KEYS))
+    def begin(self, key: str) -> None:
+        self.begun.append((key, self.stage.journal.begin(SINK, key)[1]))
+
+    @rule(at=st.integers(0, 3))
+    def write_what_was_computed(self, at: int) -> None:
+        if at < len(self.begun):
+            self.write_key(*self.begun.pop(at))
 
     @rule(seconds=st.sampled_from([0.5, 3.0, CLAIM_SECONDS + 1, 100.0]))
     def pass_time(self, seconds: float) -> None:

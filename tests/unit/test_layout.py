@@ -99,7 +99,7 @@ LAYERS = {
             *("outlet", "write_behind", "schedule"),
             *("body", "commits", "invalidating", "registry"),
             *("broker_limits", "worker_requests", "waiting_room", "signals"),
-            *("sinks", "sink_target", "sink_writer", "sqlalchemy_sink", "sqlalchemy_statements"),
+            *("sinks", "sink_target", "sink_writer", "sqlalchemy_sink", "sqlalchemy_statements", "sqlalchemy_outages"),
             *("cli", "cli.*", "django", "django.*"),
         ),
         below=("words", "ports", "engine", "adapters"),

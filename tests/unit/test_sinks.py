@@ -29,6 +29,7 @@ from celery_cachetiers import (
     sinks,
 )
 from celery_cachetiers.sinks import Sink, SinkPolicy, find, registered
+from tests.processes import wait_until
 
 NAN = float("nan")
 COUNTS: list[object] = [0, -1, 1.5, "100", True, None, NAN]
@@ -231,14 +232,14 @@ def test_open_write_and_close_run_in_one_thread_of_its_own(made: Any, recorder: 
     assert threading.get_ident() not in only.threads
 
 
-def test_nothing_is_made_and_no_thread_started_before_the_first_write(made: Any, recorder: type[Recorder]) -> None:
-    orders = made(recorder)
-    orders.write([])
-    orders.close()
+def test_nothing_is_made_and_no_thread_started_before_the_first_write(recorder: type[Recorder]) -> None:
+    unused = Sink("unused", recorder, SinkPolicy())
+    unused.write([])
+    unused.close()
 
     assert recorder.made == []
-    assert "not open" in repr(orders)
-    assert not [thread for thread in threading.enumerate() if thread.name == "cachetiers-sink-orders"]
+    assert "not open" in repr(unused)
+    assert "cachetiers-sink-unused" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_a_connection_bound_to_its_thread_works(made: Any, tmp_path: Path) -> None:
@@ -435,6 +436,10 @@ class Hanging(Recorder):
         self.closed.set()
 
 
+def until_it_writes(hanging: type[Hanging]) -> None:
+    wait_until(lambda: any("write" in each.names for each in hanging.made), timeout=10, message="the first write")
+
+
 @pytest.fixture
 def hanging() -> Iterator[type[Hanging]]:
     gate = threading.Event()
@@ -488,6 +493,30 @@ def test_an_open_that_hangs_is_given_up_as_well(made: Any) -> None:
         orders.write([a_write()])
     gate.set()
     orders.write([a_write()])
+
+
+def test_who_waits_behind_a_batch_that_hangs_has_a_new_thread_and_all_its_time(
+    made: Any, hanging: type[Hanging]
+) -> None:
+    orders = made(hanging, time_limit=0.3)
+    caught: list[BaseException] = []
+    behind = threading.Thread(target=orders.write, args=([a_write("behind")],))
+
+    def write_and_hang() -> None:
+        try:
+            orders.write([a_write("hang")])
+        except SinkTimeout as error:
+            caught.append(error)
+
+    first = threading.Thread(target=write_and_hang)
+    first.start()
+    until_it_writes(hanging)
+    behind.start()
+    first.join()
+    behind.join()
+
+    assert len(caught) == 1
+    assert [each.names for each in hanging.made] == [["open", "write"], ["open", "write"]]
 
 
 def test_threads_that_hang_are_bounded(made: Any, hanging: type[Hanging], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -571,8 +600,7 @@ def test_a_sink_that_is_busy_at_the_end_is_not_waited_for_long(
     orders = made(hanging)
     thread = threading.Thread(target=orders.write, args=([a_write("hang")],))
     thread.start()
-    while not hanging.made or "write" not in hanging.made[0].names:
-        threading.Event().wait(0.001)
+    until_it_writes(hanging)
 
     with caplog.at_level(logging.WARNING):
         sinks.close_all()
@@ -581,6 +609,39 @@ def test_a_sink_that_is_busy_at_the_end_is_not_waited_for_long(
     hanging.gate.set()
     thread.join(10)
     assert hanging.closed.wait(10)
+
+
+def test_after_a_fork_the_parents_thread_is_kept_and_not_used(
+    made: Any, recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(sinks, "keep_for_ever", kept.append)
+    orders = made(recorder)
+    orders.write([a_write()])
+
+    orders.reset_after_fork()
+    orders.write([a_write()])
+
+    assert len(recorder.made) == 2
+    (writer,) = kept
+    writer.stop()
+    assert writer.gone.wait(10)
+
+
+def test_a_fork_that_python_was_not_told_of_shows_in_the_process_id(
+    made: Any, recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(sinks, "keep_for_ever", kept.append)
+    orders = made(recorder)
+    orders.write([a_write()])
+    with monkeypatch.context() as patch:
+        patch.setattr(sinks.os, "getpid", lambda: 1)
+        orders.write([a_write()])
+
+    assert len(recorder.made) == 2
+    kept[0].stop()
+    assert kept[0].gone.wait(10)
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Sinks over forks and at the end of a process: each program has an interpreter of its own and notes what it sees."""
+"""Sinks over forks and at the end of a process: each program runs in an interpreter of its own, and takes notes."""
 
 from __future__ import annotations
 
@@ -164,6 +164,26 @@ print(json.dumps(sqlite3.connect(here / "orders.db").execute("SELECT count(*) FR
     )
 
     assert kept == 101
+
+
+def test_what_is_kept_for_ever_is_not_even_freed_as_the_interpreter_ends(tmp_path: Path) -> None:
+    _, freed, _ = run(
+        """
+from celery_cachetiers.sink_writer import keep_for_ever
+
+class Noisy:
+    def __init__(self, name):
+        self.name = name
+    def __del__(self, tell=os.write):  # by then the modules are empty
+        tell(1, self.name)
+
+keep_for_ever(Noisy(b"1"))
+sys.noisy = [Noisy(b"2")]
+""",
+        tmp_path,
+    )
+
+    assert freed == 2
 
 
 def test_a_fork_inside_the_sink_itself_does_not_wait_for_it(tmp_path: Path) -> None:

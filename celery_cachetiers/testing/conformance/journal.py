@@ -471,6 +471,17 @@ class JournalConformance:
         assert [each.record.key for each in buried] == ["b", "a"]
         assert buried[1].record.sequence == newest.sequence
 
+    def test_a_newer_value_in_the_dead_letter_stays(self, journal: JournalUnderTest) -> None:
+        _, begun = journal.ours.begin(journal.sink, "a")
+        [newer] = journal.dead("a")
+        journal.ours.write(journal.sink, [("a", b"older")], PLENTY, sequences=[begun])
+        [older] = journal.claim()
+
+        assert older.sequence < newer.sequence
+        assert journal.bury(older) is True
+        assert [each.record for each in journal.theirs.buried(journal.sink, 0, 10)] == [newer]
+        assert journal.backlog() == Backlog(0, None, 1)
+
     def test_what_was_exhumed_is_due_under_its_sequence_and_without_attempts(self, journal: JournalUnderTest) -> None:
         [dead, _] = journal.dead("a", "b")
 
