@@ -1,6 +1,7 @@
 """`python -m examples.storefront`: a Redis, two workers and beat of its own, visitors for some seconds, and tables.
 
-Decides the order of things and the exit status: 0, 1 for a stale page, a wrong count or a failure, 128 + the signal if interrupted.
+Decides the order of things and the exit status: 0, 1 for a stale page, a wrong count or a failure, 128 + the signal if
+interrupted.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -63,7 +65,7 @@ def _run(console: Console, servers: Servers, seconds: float) -> tuple[Names, lis
     worker, flusher = servers.start_worker(), servers.start_flusher()  # need longer than the shop to be seeded
     console.print(f"A shop on SQLite: {shop.seed()}")
     for each in (worker, flusher):
-        each.wait_until(lambda each=each: each.said(" ready."), 30)  # type: ignore[misc]
+        each.wait_until(partial(each.said, " ready."), 30)
     beat = servers.start_beat()
     console.print(f"A worker with {CONCURRENCY} processes, another one that flushes, and beat")
     names, book = Names(shop.names()), Ledger()
@@ -71,6 +73,7 @@ def _run(console: Console, servers: Servers, seconds: float) -> tuple[Names, lis
     try:
         with Visitors(names, book, seconds) as visitors:
             _watch(console, servers, visitors, killing, seconds)
+        table = report.lines(visitors)
         written = _written(book, killing)
     except DemoFailed:
         raise
@@ -81,7 +84,7 @@ def _run(console: Console, servers: Servers, seconds: float) -> tuple[Names, lis
         gc.collect()  # results too: before Celery 5.7 one that is collected later looks 20 s for a Redis that has gone
         app.close()
     beat.check()
-    return names, report.lines(visitors), written, beat.log_text().count("Sending due task warm-top-users")
+    return names, table, written, beat.log_text().count("Sending due task warm-top-users")
 
 
 def _written(book: Ledger, killing: Killing) -> report.Written:

@@ -10,8 +10,8 @@ result_backend = os.environ.get("STOREFRONT_BACKEND", "redis://localhost:6379/1"
 
 cachetiers_url = os.environ.get("STOREFRONT_CACHE", "redis://localhost:6379/2")
 
-# Flushing must not wait behind pages, nor pages behind a flush: a queue, and a worker, of its own. Every second, so that
-# there is something to see; the default is 5 s.
+# Flushing must not wait behind pages, nor pages behind a flush: a queue, and a worker, of its own. Every second, so
+# that there is something to see; the default is 5 s.
 cachetiers_flush_queue = "flush"
 cachetiers_flush_every = 1.0
 

@@ -52,11 +52,11 @@ def rename(user_id: int, name: str) -> None:
     shop.rename(user_id, name)
 
 
-# -- counted, and written behind ----------------------------------------------------------------------------------------
+# -- counted, and written behind --------------------------------------------------------------------------------------
 #
-# A value waits in the journal under its key, and a key holds its last value only. "views = 5" would therefore be no way to
-# count: of two processes that read 4, both would write 5. So what is written is a fact with a key of its own, "this view",
-# "this order", and SQL counts. That is exact, however often a fact is handed over.
+# A value waits in the journal under its key, and a key holds its last value only. "views = 5" would therefore be no way
+# to count: of two processes that read 4, both would write 5. So what is written is a fact with a key of its own, "this
+# view", "this order", and SQL counts. That is exact, however often a fact is handed over.
 
 
 @sink("views")
@@ -84,8 +84,8 @@ def count_view(product_id: int) -> None:
     view.cache.put((view_id, product_id), {"id": view_id, "product_id": product_id})
 
 
-# The number is the customer's: one who clicks twice, or whose message is delivered twice, has ordered once. The pages of
-# the product are invalidated with the answer, and once more when SQL has the order.
+# The number is the customer's: one who clicks twice, or whose message is delivered twice, has ordered once. The pages
+# of the product are invalidated with the answer, and once more when SQL has the order.
 @app.task(base=CachedTask, sink="orders", write="behind", invalidates=["product:{product_id}"])
 def order(number: str, product_id: int, quantity: int) -> dict[str, Any]:
     """Sells some pieces. Its result is there as soon as the journal has it, before SQL does."""
