@@ -17,23 +17,24 @@ from celery_cachetiers.journal.redis import RedisJournal
 from celery_cachetiers.journal_port import Backlog
 from celery_cachetiers.testing.conformance import JournalConformance, JournalUnderTest
 from celery_cachetiers.testing.conformance.journal import LONG, PLENTY, names
+from tests.processes import wait_until
 from tests.proxy import RedisProxy
 from tests.servers import FLAVOURS, RedisServer, RedisServers
 
-Open = Callable[[str], JournalUnderTest]
+Open = Callable[..., JournalUnderTest]
 
 
 @pytest.fixture
 def at(namespace: str) -> Iterator[Open]:
-    """``at(url)`` gives two processes at a server's journal, in the test's namespace."""
+    """``at(url, timeout)`` gives two processes at a server's journal, in the test's namespace."""
     with ExitStack() as stack:
 
-        def journal(url: str) -> RedisJournal:
-            client = RedisClient(url, 5.0, Breaker(0.0, SystemClock()))
+        def journal(url: str, timeout: float) -> RedisJournal:
+            client = RedisClient(url, timeout, Breaker(0.0, SystemClock()))
             stack.callback(client.close)
             return RedisJournal(client, namespace)
 
-        def both(url: str) -> JournalUnderTest:
+        def both(url: str, timeout: float = 5.0) -> JournalUnderTest:
             plain = stack.enter_context(redis.Redis.from_url(url))
 
             def set_last_sequence(sink: str, last: int | None) -> None:
@@ -43,7 +44,7 @@ def at(namespace: str) -> Iterator[Open]:
                 else:
                     plain.set(name, last)
 
-            return JournalUnderTest(journal(url), journal(url), set_last_sequence)
+            return JournalUnderTest(journal(url, timeout), journal(url, timeout), set_last_sequence)
 
         yield both
 
@@ -233,6 +234,91 @@ def test_a_dead_server_is_unavailable_whatever_is_asked(own: RedisServer, at: Op
         with pytest.raises(TierUnavailable):
             ask()
     assert journal.ours.unsafe() is None
+
+
+def restarted(server: RedisServer) -> None:
+    server.kill()
+    server.start()
+
+
+def test_a_killed_server_without_persistence_has_lost_what_waited_and_its_sequences_still_grow(
+    redis_factory: RedisServers, at: Open
+) -> None:
+    server = redis_factory()
+    journal = at(server.url())
+    journal.dead("b")
+    [before] = journal.write("a")
+    restarted(server)
+
+    assert journal.backlog() == Backlog(pending=0, oldest=None, buried=0)
+    assert journal.write("a")[0] > before
+
+
+def test_a_flush_of_the_server_loses_what_waits_and_its_sequences_still_grow(
+    redis_factory: RedisServers, at: Open
+) -> None:
+    server = redis_factory()
+    journal = at(server.url())
+    [before] = journal.write("a")
+    with server.client() as admin:
+        admin.flushall()
+
+    assert journal.claim() == []
+    assert journal.write("a")[0] > before
+
+
+def test_a_server_that_starts_from_an_old_snapshot_has_lost_later_writes_and_delivers_earlier_ones_again(
+    redis_factory: RedisServers, at: Open
+) -> None:
+    server = redis_factory()
+    journal = at(server.url())
+    [taken] = journal.write("taken")
+    journal.write("waits")
+    with server.client() as admin:
+        admin.save()
+    journal.acknowledge(journal.claim(key="taken"))
+    [late] = journal.write("late")
+    restarted(server)
+
+    again = journal.claim()
+    assert names(again) == ["taken", "waits"], "and what was written after the snapshot is lost"
+    assert again[0].sequence == taken, "by which a sink knows that it has it, or a newer one"
+    assert journal.write("taken")[0] > late
+
+
+def test_a_killed_server_that_syncs_once_a_second_has_what_its_host_had_taken(
+    redis_factory: RedisServers, at: Open
+) -> None:
+    server = redis_factory("--appendonly", "yes", "--appendfsync", "everysec")
+    journal = at(server.url())
+    journal.write("a")
+    restarted(server)
+
+    assert names(journal.claim()) == ["a"]
+
+
+def test_a_write_that_a_replica_has_confirmed_outlives_its_server(redis_factory: RedisServers, at: Open) -> None:
+    primary, replica = redis_factory(), redis_factory()
+    with replica.client() as admin:
+        admin.replicaof("127.0.0.1", primary.port)
+        wait_until(lambda: admin.info("replication")["master_link_status"] == "up", timeout=20, message="the replica")
+        journal, promoted = at(primary.url()), at(replica.url())
+        journal.ours.write(journal.sink, [("a", b"body")], PLENTY, durability="replica")
+        primary.kill()
+        admin.replicaof("NO", "ONE")
+
+        assert names(promoted.ours.claim(journal.sink, "ours", 1, LONG)) == ["a"]
+
+
+@pytest.mark.parametrize("durability", ["replica", "disk"])
+def test_a_write_that_nobody_confirms_is_unavailable_and_may_be_there(
+    redis_factory: RedisServers, at: Open, durability: str
+) -> None:
+    journal = at(redis_factory().url(), 0.2)  # without a replica, and without a file
+
+    with pytest.raises(TierUnavailable):
+        journal.ours.write(journal.sink, [("a", b"body")], PLENTY, durability=durability)
+    assert names(journal.claim()) == ["a"]
 
 
 # -- a server that may lose it -----------------------------------------------------------------------------------------
