@@ -218,6 +218,11 @@ class RedisClient:
         self._drop_idle()
 
 
+def was_answered(error: TierUnavailable) -> bool:
+    """Whether the server was reached and has refused, as one that is full."""
+    return isinstance(error.__cause__, _ANSWERED)
+
+
 def _packed(command: Sequence[Any]) -> bytes:
     """A command as it is sent; most are nothing but ASCII text, which is encoded in one go."""
     if _TEXT.issuperset(map(type, command)):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from celery_cachetiers.client import Argument, Build, Command, RedisClient, Script, Step
+from celery_cachetiers.client import Argument, Build, Command, RedisClient, Script, Step, was_answered
 from celery_cachetiers.entry import (
     TIMES_AT,
     RawEntry,
@@ -211,7 +211,13 @@ class RedisStore:
     def put_all(self, puts: Sequence[Put], beside: object | None = None) -> None:
         first = [beside] if isinstance(beside, Step) else []
         steps = [self._putting(put) for put in puts]
-        self._client.transact([*first, *steps])
+        try:
+            self._client.transact([*first, *steps])
+        except TierUnavailable as error:
+            if was_answered(error):  # a full server refuses the transaction as a whole: older entries are not to stay
+                for put in puts:
+                    self.fence(put.request.digest)
+            raise
         if any(step.answer == NO_ROOM for step in steps):
             raise TierUnavailable("the server would not store the entry")
 

@@ -9,7 +9,8 @@ import pytest
 import redis
 
 from celery_cachetiers.errors import TierUnavailable
-from celery_cachetiers.ports import NO_ROOM, STORED, Leading
+from celery_cachetiers.journal.redis import RedisJournal
+from celery_cachetiers.ports import NO_ROOM, STORED, Leading, Put
 from celery_cachetiers.templates import key_tag
 from celery_cachetiers.testing.conformance import StoreUnderTest
 from celery_cachetiers.testing.conformance.store import TAGS, TTL, digest
@@ -343,3 +344,47 @@ def test_after_an_answer_that_came_too_late_no_other_call_gets_it(redis_proxy: R
     raw = here.store.read(second, TAGS)
     assert raw is not None
     assert raw.payload == b"second"
+
+
+def test_a_transaction_is_one_round_trip_and_is_sent_again_to_a_server_that_does_not_know_its_scripts(
+    warm: RedisProcess, redis_proxy: RedisProxy, redis_server: RedisServer
+) -> None:
+    keys = [digest() for _ in range(2)]
+    journal = RedisJournal(warm.client, "ns", beside_entries=True)
+    journal.write("orders", [("b", b"1")], 10)
+
+    def put() -> list[int]:
+        beside = journal.beside("orders", [("a", b"1")], 10)
+        assert beside is not None
+        warm.store.put_all([Put(ask(warm).request(key), ask(warm).body(), TTL) for key in keys], beside)
+        return list(beside.answer)
+
+    redis_proxy.reset()
+    [sequence] = put()
+    assert redis_proxy.trips == [("MULTI", "EVALSHA", "EVALSHA", "EVALSHA", "EXEC")]
+    with redis_server.client() as client:
+        client.script_flush()
+    [later] = put()
+
+    assert later > sequence
+    assert [warm.store.read(key, TAGS) is not None for key in keys] == [True, True]
+    record = journal.look("orders", "a")
+    assert record is not None
+    assert record.sequence == later
+
+
+def test_a_full_server_takes_neither_the_record_nor_the_entry(
+    server: RedisServer, admin: redis.Redis, process: Start
+) -> None:
+    here, key = process(server.url(), listening=False), digest()
+    ask(here).store(key, b"older")
+    journal = RedisJournal(here.client, "ns", beside_entries=True)
+    beside = journal.beside("orders", [("a", b"1")], 10)
+    assert beside is not None
+    fill(admin)
+
+    with pytest.raises(TierUnavailable):
+        here.store.put_all([Put(ask(here).request(key), ask(here).body(b"x" * 10_000), TTL)], beside)
+    assert not isinstance(beside.answer, list)
+    assert journal.look("orders", "a") is None
+    assert here.store.read(key, TAGS) is None

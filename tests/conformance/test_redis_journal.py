@@ -26,7 +26,7 @@ Open = Callable[..., JournalUnderTest]
 
 @pytest.fixture
 def at(namespace: str) -> Iterator[Open]:
-    """``at(url, timeout)`` gives two processes at a server's journal, in the test's namespace."""
+    """``at(url, timeout=5.0)`` gives two processes at a server's journal, in the test's namespace."""
     with ExitStack() as stack:
 
         def journal(url: str, timeout: float) -> RedisJournal:
@@ -297,28 +297,40 @@ def test_a_killed_server_that_syncs_once_a_second_has_what_its_host_had_taken(
     assert names(journal.claim()) == ["a"]
 
 
-def test_a_write_that_a_replica_has_confirmed_outlives_its_server(redis_factory: RedisServers, at: Open) -> None:
-    primary, replica = redis_factory(), redis_factory()
-    with replica.client() as admin:
-        admin.replicaof("127.0.0.1", primary.port)
-        wait_until(lambda: admin.info("replication")["master_link_status"] == "up", timeout=20, message="the replica")
-        journal, promoted = at(primary.url()), at(replica.url())
-        journal.ours.write(journal.sink, [("a", b"body")], PLENTY, durability="replica")
-        primary.kill()
-        admin.replicaof("NO", "ONE")
-
-        assert names(promoted.ours.claim(journal.sink, "ours", 1, LONG)) == ["a"]
+# -- a write that is to be safe elsewhere ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("durability", ["replica", "disk"])
 def test_a_write_that_nobody_confirms_is_unavailable_and_may_be_there(
     redis_factory: RedisServers, at: Open, durability: str
 ) -> None:
-    journal = at(redis_factory().url(), 0.2)  # without a replica, and without a file
+    journal = at(redis_factory("--appendonly", "no").url(), timeout=0.5)
 
     with pytest.raises(TierUnavailable):
         journal.ours.write(journal.sink, [("a", b"body")], PLENTY, durability=durability)
     assert names(journal.claim()) == ["a"]
+
+
+def test_a_write_that_a_replica_has_confirmed_outlives_its_server(redis_factory: RedisServers, at: Open) -> None:
+    main = redis_factory("--repl-diskless-sync-delay", "0")
+    replica = redis_factory("--replicaof", "127.0.0.1", str(main.port))
+    journal, copy = at(main.url()), at(replica.url())
+    with main.client() as client:
+        wait_until(
+            lambda: client.info("replication").get("slave0", {}).get("state") == "online",
+            timeout=30.0,
+            message="a replica",
+        )
+    [sequence] = journal.ours.write(journal.sink, [("a", b"body")], PLENTY, durability="replica")
+    record = copy.ours.look(journal.sink, "a")
+    main.kill()
+    with replica.client() as admin:
+        admin.replicaof("NO", "ONE")
+
+    assert record is not None
+    assert record.sequence == sequence
+    assert [each.sequence for each in copy.ours.claim(journal.sink, "ours", 1, LONG)] == [sequence]
+    assert copy.ours.write(journal.sink, [("a", b"body")], PLENTY)[0] > sequence
 
 
 # -- a server that may lose it -----------------------------------------------------------------------------------------

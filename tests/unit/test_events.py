@@ -7,7 +7,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from celery import Celery
 
+from celery_cachetiers import CacheTiers
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.metrics.tally import Counters, Tally
 
@@ -142,3 +144,12 @@ def test_the_hit_ratio_is_none_without_requests_and_leaves_coalesced_calls_out(
     tally: Tally, ratio: float | None
 ) -> None:
     assert tally.hit_ratio == ratio
+
+
+@pytest.mark.parametrize(("event", "level"), [(Event.SINK_FAILED, "WARNING"), (Event.BURIED, "ERROR")])
+def test_what_befalls_a_sink_is_in_the_log(caplog: pytest.LogCaptureFixture, event: Event, level: str) -> None:
+    tiers = CacheTiers(Celery("events", set_as_current=False))
+    tiers.events.emit(event, sink="orders", error="why")
+
+    [record] = caplog.records
+    assert (record.levelname, "orders" in record.getMessage(), "why" in record.getMessage()) == (level, True, True)

@@ -26,8 +26,10 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
     st.tuples(st.just("pass"), st.sampled_from([1.0, CLAIM_SECONDS / 2, CLAIM_SECONDS + 1])),
     st.just("flush"),
     st.sampled_from(["die", "interrupt", "away"]),
-    st.sampled_from(["fail", "down", "hang", "reject"]),
 )
+PLANS = st.lists(STEPS, max_size=12)
+SINKS = st.lists(st.sampled_from(["take", "fail", "fail", "down", "hang", "reject", "late"]), max_size=6)
+INVALIDATIONS = st.lists(st.booleans(), max_size=3)
 
 
 class Died(BaseException):
@@ -35,12 +37,21 @@ class Died(BaseException):
 
 
 class Process:
-    """A flusher whose every step is followed by what a plan says; a journal and a sink as they are seen from it."""
+    """A flusher whose every step is followed by what a plan says; a journal and a sink as they are seen from it.
 
-    def __init__(self, world: World, plan: list[Step]) -> None:
-        self.world, self.plan = world, plan
+    Args:
+        plan: What happens at its steps.
+        sink: What becomes of the calls of its sink.
+        invalidations: Which of them succeed.
+        attempts: How often a record may fail.
+    """
+
+    def __init__(
+        self, world: World, plan: list[Step], sink: list[str], invalidations: list[bool], attempts: int = 3
+    ) -> None:
+        self.world, self.plan, self.sink, self.invalidations = world, plan, sink, invalidations
         self.alive, self.token = True, ""
-        self.batch_size, self.attempts, self.backoff, self.name = 3, 3, 1.0, SINK
+        self.batch_size, self.attempts, self.backoff, self.name = 3, attempts, 1.0, SINK
 
     def run(self, key: str = "") -> None:
         flusher = self.world.stage.another(self, sink=self, invalidate=self.invalidate)  # type: ignore[arg-type]
@@ -66,8 +77,8 @@ class Process:
         return seen
 
     def write(self, writes: list[Write]) -> None:
-        failure = self.step()
-        match failure:
+        self.step()
+        match self.sink.pop(0) if self.sink else "take":
             case "fail":
                 raise ValueError
             case "down":
@@ -77,17 +88,21 @@ class Process:
             case "reject":
                 self.world.take(writes[1:], self.token)
                 raise SinkRejected({writes[0].key: ValueError()})
+            case "late":
+                self.world.take(writes, self.token)
+                raise SinkTimeout(SINK, 1.0)
         self.world.take(writes, self.token)
-        if self.step() in ("fail", "hang"):
-            raise SinkTimeout(SINK, 1.0)  # it has taken them all the same
+        self.step()
 
     def invalidate(self, tags: Sequence[str]) -> None:
         self.step()
+        if self.invalidations and not self.invalidations.pop(0):
+            raise TierUnavailable("away")
         self.world.invalidate(tags)
         self.step()
 
-    def step(self) -> str:
-        """Lets the next thing happen; returns what the sink makes of it."""
+    def step(self) -> None:
+        """Lets the next thing happen."""
         if not self.alive:
             raise Died
         step = self.plan.pop(0) if self.plan else "go on"
@@ -97,7 +112,7 @@ class Process:
             case ("pass", seconds):
                 self.world.stage.clock.advance(float(seconds))
             case "flush":
-                Process(self.world, self.plan).run()
+                Process(self.world, self.plan, self.sink, self.invalidations, self.attempts).run()
             case "die":
                 self.alive = False
                 raise Died
@@ -105,7 +120,6 @@ class Process:
                 raise KeyboardInterrupt
             case "away":
                 raise TierUnavailable("away")
-        return step if isinstance(step, str) else ""
 
 
 class World(RuleBasedStateMachine):
@@ -166,13 +180,13 @@ class World(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.stage.clock.advance(seconds)
 
-    @rule(plan=st.lists(STEPS, max_size=12))
-    def flush(self, plan: list[Step]) -> None:
-        Process(self, plan).run()
+    @rule(plan=PLANS, sink=SINKS, invalidations=INVALIDATIONS, attempts=st.sampled_from([1, 3]))
+    def flush(self, plan: list[Step], sink: list[str], invalidations: list[bool], attempts: int) -> None:
+        Process(self, plan, sink, invalidations, attempts).run()
 
-    @rule(key=st.sampled_from(KEYS), plan=st.lists(STEPS, max_size=4))
-    def flush_key(self, key: str, plan: list[Step]) -> None:
-        Process(self, plan).run(key)
+    @rule(key=st.sampled_from(KEYS), plan=PLANS, sink=SINKS)
+    def flush_key(self, key: str, plan: list[Step], sink: list[str]) -> None:
+        Process(self, plan, sink, []).run(key)
 
     @rule(key=st.sampled_from(KEYS))
     def exhume(self, key: str) -> None:

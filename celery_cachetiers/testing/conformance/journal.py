@@ -582,6 +582,15 @@ class JournalConformance:
         assert waits.sequence == written
         assert first < written < second < later
 
+    def test_a_sequence_is_drawn_once_although_the_clock_has_stepped_back(self, journal: JournalUnderTest) -> None:
+        ahead = int(journal.now() * 1e6) + 3_600_000_000
+        journal.set_last_sequence(journal.sink, ahead)
+        drawn = [journal.ours.begin(journal.sink, "a")[1] for _ in range(2)]
+        journal.ours.write(journal.sink, [("a", b"")], PLENTY, sequences=drawn[:1])
+
+        assert drawn == [ahead + 1, ahead + 2]
+        assert journal.write("b") == [ahead + 3]
+
     def test_a_write_under_an_older_sequence_does_not_displace_a_newer_one(self, journal: JournalUnderTest) -> None:
         _, begun = journal.ours.begin(journal.sink, "a")
         [newer] = journal.theirs.write(journal.sink, [("a", b"newer")], 10)

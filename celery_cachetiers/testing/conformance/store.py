@@ -21,6 +21,7 @@ from celery_cachetiers.ports import (
     Leave,
     Left,
     LogPosition,
+    Put,
     ResultTags,
     Store,
 )
@@ -731,6 +732,15 @@ class StoreConformance:
 
         assert store.commit(leader, b"1") == NOT_HELD
         assert payload_of(store.ours.read(key, TAGS)) == b"2"
+
+    def test_put_all_replaces_entries_and_refuses_their_leaders_like_put(self, store: StoreUnderTest) -> None:
+        keys = [digest() for _ in range(3)]
+        leader = store.lead(keys[1])
+        store.theirs.put_all([Put(store.request(key), store.body(key.encode()), TTL) for key in keys])
+
+        assert [payload_of(store.ours.read(key, TAGS)) for key in keys] == [key.encode() for key in keys]
+        assert store.commit(leader) == NOT_HELD
+        assert all(store.we_hear.wait_announced(key_tag(key)) for key in keys)
 
     def test_fence_removes_the_entry_and_refuses_a_leader_that_is_still_computing(self, store: StoreUnderTest) -> None:
         key = digest()
