@@ -32,7 +32,7 @@ PAUSE = 0.005
 """Mean seconds between two pages of one visitor."""
 
 REPORTED = range(77, shop.DAYS + 1)
-ORDERED = 0.1
+ORDERED = 0.2
 """Part of the looks at a product that end in an order."""
 
 RENAMED = 8
