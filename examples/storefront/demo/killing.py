@@ -10,7 +10,7 @@ import redis
 from examples.storefront.demo.ledger import SINKS
 from examples.storefront.demo.servers import Server, Servers
 
-PATIENCE = 5.0
+PATIENCE = 10.0
 """Seconds to wait for such a moment; a flush comes every second, and takes milliseconds."""
 
 SETTLE = 0.01
