@@ -187,7 +187,7 @@ class Leader:
         if waiting is MISSING:
             self._events.emit(Event.MISS, call.memo.task, key=call.digest)
         else:
-            self._events.emit(Event.HIT, call.memo.task, tier="journal", stale=False)
+            self._events.emit(Event.HIT, call.memo.task, tier="journal", stale=False, key=call.digest)
         return waiting
 
     def _result_tags(self, call: Call, value: object) -> tuple[str, ...] | None:

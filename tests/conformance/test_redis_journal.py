@@ -228,12 +228,19 @@ def test_a_dead_server_is_unavailable_whatever_is_asked(own: RedisServer, at: Op
         journal.buried,
         lambda: journal.ours.exhume(journal.sink, ["a"]),
         lambda: journal.ours.drop(journal.sink, ["a"]),
+        journal.ours.unsafe,
     ]
 
     for ask in asked:
         with pytest.raises(TierUnavailable):
             ask()
-    assert journal.ours.unsafe() is None
+
+
+def test_a_server_that_does_not_tell_its_policy_is_not_suspected(own: RedisServer, at: Open) -> None:
+    with own.client() as admin:
+        admin.execute_command("ACL", "SETUSER", "default", "-@dangerous")
+
+    assert at(own.url()).ours.unsafe() is None
 
 
 def restarted(server: RedisServer) -> None:
