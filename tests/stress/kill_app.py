@@ -35,7 +35,7 @@ WRITERS, FLUSHERS = 3, 2
 HOT, COLD = 5, 60
 """Names of a writer in one round: half of its writes go to the hot ones, which the journal coalesces."""
 
-PAUSE, PATIENCE = 0.004, 1.0
+PAUSE, PATIENCE = 0.002, 1.0
 
 SQLITE = """
 CREATE TABLE rows (name TEXT PRIMARY KEY, value INTEGER, deleted BOOLEAN NOT NULL, sequence BIGINT NOT NULL);
@@ -205,25 +205,33 @@ class Writer:
         self._draw = random.Random()
 
     def run(self) -> None:
-        """Writes while a round lasts; waits for the next one."""
+        """Writes while a round lasts, notes that it is over, waits for the next one."""
+        over = 0
         while os.getppid() == _supervisor:
             current = self._round()
-            if current:
+            if current > 0:
                 self._write_until_it_is_over(current)
+            elif current < over:
+                over = current
+                with closing(Notes(self._path(-over))) as notes:
+                    notes.add(("over", "-", "-", 0))
             time.sleep(0.005)
 
     def _round(self) -> int:
+        """Its number; negative when it is over."""
         return int((self._directory / "round").read_text())
 
+    def _path(self, current: int) -> Path:
+        return self._directory / f"writer-{current}-{self._number}"
+
     def _write_until_it_is_over(self, current: int) -> None:
-        path = self._directory / f"writer-{current}-{self._number}"
+        path = self._path(current)
         lines = path.read_text().splitlines() if path.exists() else []
         self._last = max((int(line.split()[3]) for line in lines), default=0)
         with closing(Notes(path)) as self._notes:
             while self._round() == current:
                 self._act(f"{current}-{self._number}-")
                 time.sleep(self._draw.random() * PAUSE)
-            self._notes.add(("over", "-", "-", 0))
 
     def _act(self, prefix: str) -> None:
         draw = self._draw.random()

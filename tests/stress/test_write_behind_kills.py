@@ -52,7 +52,7 @@ def test_no_acknowledged_write_is_lost_or_goes_back_in_ten_rounds_of_kills(
     assert campaign.kills["redis"] >= 3
     assert campaign.kills["worker"] >= 2
     assert min(campaign.kills["process"], campaign.kills["child"]) > 10
-    assert campaign.acknowledged > 1000  # or nothing has been tried
+    assert campaign.acknowledged > 500  # or nothing has been tried
 
 
 @pytest.mark.slow
@@ -190,7 +190,7 @@ class Campaign:
                 self._kill_process()
             else:
                 self._kill_child()
-        self._tell(0)
+        self._tell(-self._number)
         self._wait(lambda: all(map(self._is_over, range(WRITERS))), "the end of the round")
         self._await_an_empty_journal()
         self._look()
