@@ -73,7 +73,7 @@ class Codec:
         object.__setattr__(self, "accept", accept)
         object.__setattr__(self, "signing_keys", _blake_keys(self.signing_keys))
 
-    def encode(self, value: object, times: Times, tags: Sequence[str], key: str) -> bytes:
+    def encode(self, value: object, times: Times, tags: Sequence[str], key: str, *, readable: bool = False) -> bytes:
         """Return the body of an entry, to which the store appends the stamp.
 
         Args:
@@ -81,12 +81,16 @@ class Codec:
             times: Finite.
             tags: Names, in the order of the stamp.
             key: The key it will be stored under; the signature holds for no other.
+            readable: Decodes the payload once, to see that it can be: some serializers write what they cannot read.
 
         Raises:
             UnusableEntry: ``unserializable`` (the serializer's error is the ``__cause__``), ``oversize``,
-                ``refused`` (its own ``accept`` would not read it) or ``malformed`` (times, number of tags).
+                ``refused`` (its own ``accept`` would not read it), ``malformed`` (times, number of tags) or
+                ``undecodable``.
         """
         content_type, content_encoding, payload = self._serialize(value)
+        if readable:
+            _decoded(_DECODERS[content_type], payload)
         compression, payload = self._compress(payload)
         header = Header(times, len(tags), tag_block(tags), content_type, content_encoding, compression)
         if self.signing_keys:
@@ -124,10 +128,7 @@ class Codec:
             raise UnusableEntry("oversize")
         if header.compression:
             payload = _decompress(payload, header.compression, self.max_bytes)
-        try:
-            return decoder(payload)
-        except Exception as error:
-            raise UnusableEntry("undecodable") from error
+        return _decoded(decoder, payload)
 
     def _serialize(self, value: object) -> tuple[str, str, bytes]:
         try:
@@ -156,6 +157,13 @@ class Codec:
             if compare_digest(_sign(signing_key, key, raw.header, raw.payload), signature):
                 return
         raise UnusableEntry("forged")
+
+
+def _decoded(decoder: Callable[[bytes], object], payload: bytes) -> object:
+    try:
+        return decoder(payload)
+    except Exception as error:
+        raise UnusableEntry("undecodable") from error
 
 
 def _sign(signing_key: bytes, key: str, header: Header, payload: bytes) -> bytes:
