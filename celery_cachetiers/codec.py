@@ -90,7 +90,7 @@ class Codec:
         """
         content_type, content_encoding, payload = self._serialize(value)
         if readable:
-            _decoded(_DECODERS[content_type], payload)
+            _decoded(_DECODERS.get(content_type), payload)
         compression, payload = self._compress(payload)
         header = Header(times, len(tags), tag_block(tags), content_type, content_encoding, compression)
         if self.signing_keys:
@@ -122,7 +122,7 @@ class Codec:
             self._verify(raw, key)
         header, payload, _ = raw
         decoder = _DECODERS.get(header.content_type)
-        if decoder is None or header.content_type not in self.accept:
+        if header.content_type not in self.accept:
             raise UnusableEntry("refused")
         if len(payload) > self.max_bytes:
             raise UnusableEntry("oversize")
@@ -159,7 +159,9 @@ class Codec:
         raise UnusableEntry("forged")
 
 
-def _decoded(decoder: Callable[[bytes], object], payload: bytes) -> object:
+def _decoded(decoder: Callable[[bytes], object] | None, payload: bytes) -> object:
+    if decoder is None:
+        raise UnusableEntry("refused")
     try:
         return decoder(payload)
     except Exception as error:
