@@ -128,6 +128,12 @@ class NotingSQLAlchemySink(SQLAlchemySink):
         super().write(writes)
 
 
+class Claims:
+    """How long a claim lasts: a round must not wait for it."""
+
+    seconds = 0.4
+
+
 # -- what is taken out to see that the test notices -------------------------------------------------------------------
 
 
@@ -148,14 +154,12 @@ def acknowledge_whatever_is_there() -> None:
 
 def claims_never_expire() -> None:
     """A killed flusher's batch is nobody's."""
-    global claim_seconds
-    claim_seconds = 1e6
+    Claims.seconds = 1e6
 
 
 def the_last_delivery_wins() -> None:
     """The sink compares no sequences, and claims run out while a batch is on its way."""
-    global claim_seconds
-    claim_seconds = 0.003
+    Claims.seconds = 0.003
     wiring.repeating = lambda *_: nullcontext()  # type: ignore[assignment]
     NotingSink.newest = ""
     write = NotingSink.write
@@ -171,7 +175,6 @@ MUTATIONS: Mapping[str, Callable[[], None]] = {
     each.__name__: each
     for each in (nothing, acknowledge_whatever_is_there, claims_never_expire, the_last_delivery_wins)
 }
-claim_seconds = 0.4
 
 
 # -- the app ----------------------------------------------------------------------------------------------------------
@@ -202,7 +205,6 @@ class Writer:
     def __init__(self, app: Celery, number: int, directory: Path) -> None:
         self._app, self._number, self._directory = app, number, directory
         self._cache = app.tasks[TASK].cache
-        self._draw = random.Random()
 
     def run(self) -> None:
         """Writes while a round lasts, notes that it is over, waits for the next one."""
@@ -228,6 +230,7 @@ class Writer:
         path = self._path(current)
         lines = path.read_text().splitlines() if path.exists() else []
         self._last = max((int(line.split()[3]) for line in lines), default=0)
+        self._draw = random.Random(f"{_given['seed']}:{self._number}:{current}:{self._last}")
         with closing(Notes(path)) as self._notes:
             while self._round() == current:
                 self._act(f"{current}-{self._number}-")
@@ -318,7 +321,7 @@ if VARIABLE in os.environ:  # in a process of the test, and in its worker; not i
     _given = json.loads(os.environ[VARIABLE])
     _supervisor = os.getpid()
     MUTATIONS[_given["mutation"]]()
-    wiring.Flusher = lambda *args, **kwargs: Flusher(*args, **kwargs, claim_seconds=claim_seconds)  # type: ignore[assignment,misc]
+    wiring.Flusher = lambda *args, **kwargs: Flusher(*args, **kwargs, claim_seconds=Claims.seconds)  # type: ignore[assignment,misc]
     app = build(_given)
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ class Campaign:
             "cache": (self._others if own_journal else self._redis).url(1), "journal": self._redis.url(1),
             "broker": self._others.url(2), "backend": self._others.url(3), "namespace": f"t{uuid.uuid4().hex[:12]}",
             "directory": str(self._directory), "database": str(self._directory / "database"), "sink": kind,
-            "mutation": "nothing" if mutation == "no_persistence" else mutation,
+            "mutation": "nothing" if mutation == "no_persistence" else mutation, "seed": seed,
         }  # fmt: skip
         if server is not None:
             given |= {"sink": "sqlalchemy", "url": server.url()}
