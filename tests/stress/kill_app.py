@@ -28,6 +28,7 @@ from celery_cachetiers import write_behind as wiring
 from celery_cachetiers.errors import SinkUnavailable
 from celery_cachetiers.flush import Flusher
 from celery_cachetiers.journal import redis as journal
+from celery_cachetiers.outlet import LocalSequences
 
 VARIABLE = "CACHETIERS_KILL_TEST"
 SINK, TASK = "kills", "produce"
@@ -171,9 +172,25 @@ def the_last_delivery_wins() -> None:
     NotingSink.write = slowly  # type: ignore[method-assign]
 
 
+def sequences_begin_at_one() -> None:
+    """What goes past a journal that is away has lower sequences than what waits in it."""
+
+    def draw(self: LocalSequences) -> int:
+        self._last += 1
+        return self._last
+
+    LocalSequences.draw = draw  # type: ignore[method-assign]
+
+
 MUTATIONS: Mapping[str, Callable[[], None]] = {
     each.__name__: each
-    for each in (nothing, acknowledge_whatever_is_there, claims_never_expire, the_last_delivery_wins)
+    for each in (
+        nothing,
+        acknowledge_whatever_is_there,
+        claims_never_expire,
+        the_last_delivery_wins,
+        sequences_begin_at_one,
+    )
 }
 
 

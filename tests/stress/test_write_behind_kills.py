@@ -78,13 +78,15 @@ def test_nor_in_longer_ones(
         ("acknowledge_whatever_is_there", "lost"),
         ("claims_never_expire", "left"),
         ("the_last_delivery_wins", "back"),
+        ("sequences_begin_at_one", "lost"),
         ("no_persistence", "lost"),
     ],
 )
 def test_the_test_finds_what_is_lost_when_a_mechanism_is_taken_out(
     redis_factory: RedisServers, worker_factory: Start, mutation: str, finding: str
 ) -> None:
-    with Campaign(redis_factory, worker_factory, "sqlite3", mutation=mutation) as campaign:
+    own = mutation == "sequences_begin_at_one"  # else a put fails while the journal is away, as the cache is too
+    with Campaign(redis_factory, worker_factory, "sqlite3", own_journal=own, mutation=mutation) as campaign:
         for _ in range(10):  # nearly always one of the first is enough
             campaign.round(1.0)
             if campaign.found[finding]:
