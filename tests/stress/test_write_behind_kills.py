@@ -68,7 +68,8 @@ def test_nor_in_longer_ones(
             campaign.round(5.0)
 
     campaign.judge()
-    assert campaign.acknowledged > 10_000
+    assert campaign.kills["redis"] >= 10
+    assert campaign.acknowledged > 2000
 
 
 @pytest.mark.slow
@@ -200,7 +201,7 @@ class Campaign:
     def _acts(self, seconds: float) -> list[tuple[float, Callable[[], None]]]:
         """Greater ones: how many seconds before the end, the first one last."""
         acts: list[tuple[float, Callable[[], None]]] = []
-        if self._number % 2:
+        for _ in range(max(1, int(seconds / 2)) if self._number % 2 else 0):
             acts.append((self._draw.uniform(0.2, 0.9) * seconds, self._kill_redis))
         if self._number % 4 == 2:
             acts.append((self._draw.uniform(0.2, 0.9) * seconds, self._kill_worker))
@@ -303,7 +304,7 @@ class Campaign:
     def _count(self, run: Callable[[str], list[Any]]) -> None:
         again = "SELECT coalesce(sum(times), 0), coalesce(sum(times - 1), 0) FROM "
         each = "(SELECT count(*) AS times FROM delivered GROUP BY name, sequence) AS each"
-        [(self.deliveries, self.twice)] = run(again + each)
+        self.deliveries, self.twice = map(int, run(again + each)[0])
         print(f"{self.twice} of {self.deliveries} deliveries were again, {100 * self.twice / self.deliveries:.1f} %")
 
     @contextmanager
