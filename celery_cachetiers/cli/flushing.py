@@ -18,10 +18,10 @@ COLUMNS = ("taken", "failed", "buried", "left", "pending")
 @as_json
 @click.pass_context
 def flush(ctx: click.Context, sink: str | None, seconds: float, as_json: bool) -> None:
-    """Hand what waits in the journal to the sinks, or to SINK alone.
+    """Hand what waits in the journal to the sinks.
 
-    It runs here, not in a worker, and takes until nothing is due or time is up. What a sink has just failed with is
-    due only after its back-off, and counts as pending.
+    To all of them, or to SINK alone. It runs here, not in a worker, and takes until nothing is due or time is up. What
+    a sink has just failed with is due only after its back-off, and counts as pending.
     """
     with extension(ctx) as tiers:
         flushed = tiers.writes.flush(sink, seconds)

@@ -23,7 +23,16 @@ from celery_cachetiers import (
 from celery_cachetiers.events import Event
 from celery_cachetiers.signals import cache_hit
 from celery_cachetiers.testing import Gate
-from tests.integration.apps.local import Count, cached_app, closing, run_published, run_python, wait_listening
+from tests.integration.apps.local import (
+    Count,
+    cached_app,
+    closing,
+    published,
+    run_published,
+    run_python,
+    wait_listening,
+)
+from tests.processes import ReservedPort, wait_until
 from tests.proxy import RedisProxy
 from tests.servers import RedisServer, RedisServers
 
@@ -362,6 +371,54 @@ def test_a_full_journal_raises_out_of_the_call(app: Celery) -> None:
     assert order.cache.get("b") is MISSING
 
 
+# ---- who is asked to flush -------------------------------------------------------------------------------------------
+
+
+def test_a_broker_that_is_away_fails_no_write_and_is_not_waited_for(
+    app: Celery, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink("rows", batch_size=1)(Table())
+    order, _ = task_of(app)
+    flush_task, given = app.tasks["celery_cachetiers.flush"], []
+    monkeypatch.setattr(
+        flush_task, "apply_async", lambda *args, **options: given.append(options) or real(*args, **options)
+    )
+    real = type(flush_task).apply_async.__get__(flush_task)
+    nobody = ReservedPort()
+    app.conf.broker_url = f"redis://127.0.0.1:{nobody.number}/0"
+    order.cache.put(("a",), "put")
+    nobody.release()
+
+    assert pending(app) == 1
+    assert "no worker could be asked to flush rows" in caplog.text
+    assert given[0]["retry_policy"]["max_retries"] == 1
+
+
+def test_the_message_goes_to_the_queue_of_the_flushes_and_expires(app: Celery) -> None:
+    sink("rows", batch_size=1)(Table())
+    app.conf.update(cachetiers_flush_queue="flushes", cachetiers_flush_every=20.0)
+    order, _ = task_of(app)
+    order.cache.put(("a",), "put")
+
+    assert published(app) == []
+    app.conf.task_default_queue = "flushes"
+    [message] = published(app)
+    assert message.headers["task"] == "celery_cachetiers.flush"
+    assert message.payload[0] == ["rows"]
+    assert message.headers["expires"]
+
+
+def test_an_eager_app_asks_nobody(app: Celery) -> None:
+    table = Table()
+    sink("rows", batch_size=1)(table)
+    order, _ = task_of(app)
+    app.conf.task_always_eager = True
+    order.cache.put(("a",), "put")
+
+    assert published(app) == []
+    assert table.got == []
+
+
 # ---- what it costs ---------------------------------------------------------------------------------------------------
 
 
@@ -394,14 +451,14 @@ def test_a_miss_costs_one_look_and_one_write_more(
     assert trips(redis_proxy) == 0
 
 
-def test_many_puts_are_one_round_trip_to_the_journal_and_one_each_to_the_cache(
+def test_many_puts_are_one_round_trip(
     app: Celery, redis_proxy: RedisProxy, table: Table
 ) -> None:
     order, _ = task_of(app)
     warm(app, redis_proxy, order)
     order.cache.put_many([((f"r{number}",), number) for number in range(10)])
 
-    assert trips(redis_proxy) == 1 + 10
+    assert trips(redis_proxy) == 1
     assert [order.cache.get(f"r{number}") for number in range(10)] == list(range(10))
     flush(app)
     assert table.values()[-10:] == list(range(10))
@@ -418,7 +475,7 @@ def test_a_deletion_is_two_round_trips(app: Celery, redis_proxy: RedisProxy, tab
 # ---- what waits answers ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gone", ["evicted", "invalidated", "cleared"])
+@pytest.mark.parametrize("gone", ["evicted", "expired", "invalidated", "cleared"])
 def test_reads_do_not_go_back_while_a_write_waits(
     app: Celery, table: Table, redis_server: RedisServer, gone: str
 ) -> None:
@@ -438,6 +495,12 @@ def test_reads_do_not_go_back_while_a_write_waits(
             with redis_server.client() as client:
                 client.delete(*client.keys(f"{app.conf.cachetiers_namespace}:*:e:*"))
             tiers.cache.parts.l1.clear()
+        elif gone == "expired":
+            tiers.cache.parts.l1.clear()
+            with redis_server.client() as client:
+                [entry] = client.keys(f"{app.conf.cachetiers_namespace}:*:e:*")
+                client.pexpire(entry, 1)
+                wait_until(lambda: not client.exists(entry), timeout=10, message="the entry's end")
         elif gone == "invalidated":
             tiers.invalidate_tag("row:a")
         else:
