@@ -451,9 +451,7 @@ def test_a_miss_costs_one_look_and_one_write_more(
     assert trips(redis_proxy) == 0
 
 
-def test_many_puts_are_one_round_trip(
-    app: Celery, redis_proxy: RedisProxy, table: Table
-) -> None:
+def test_many_puts_are_one_round_trip(app: Celery, redis_proxy: RedisProxy, table: Table) -> None:
     order, _ = task_of(app)
     warm(app, redis_proxy, order)
     order.cache.put_many([((f"r{number}",), number) for number in range(10)])
