@@ -87,8 +87,7 @@ def _count(facts: str, acknowledged: Counter[int], stored: dict[int, int], table
 
 def waiting() -> int:
     """Writes that no sink has taken yet."""
-    journal = CacheTiers(app).writes.journal
-    return sum(journal.backlog(sink).pending for sink in SINKS) if journal is not None else 0
+    return sum(CacheTiers(app).writes.backlog(sink).pending for sink in SINKS)
 
 
 def drained() -> float:
