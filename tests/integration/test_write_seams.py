@@ -206,6 +206,22 @@ def test_a_value_that_cache_if_refuses_is_written(app: Celery, table: Table) -> 
     assert table.values() == ["a#1"]
 
 
+@pytest.mark.parametrize("write", ["behind", "through"])
+def test_of_a_body_that_calls_its_own_key_the_outer_value_stays_in_cache_and_sink(
+    app: Celery, table: Table, write: str
+) -> None:
+    depth: list[int] = []
+
+    @app.task(base=CachedTask, name="nested", sink="rows", write=write)
+    def nested(row: str) -> str:
+        depth.append(1)
+        return "inner" if len(depth) > 1 else f"outer of {nested(row)}"
+
+    assert nested("a") == nested.cache.get("a") == "outer of inner"
+    flush(app)
+    assert max(table.got, key=lambda write: write.sequence).value == "outer of inner"
+
+
 # ---- through ---------------------------------------------------------------------------------------------------------
 
 
