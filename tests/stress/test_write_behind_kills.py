@@ -28,7 +28,9 @@ import pytest
 from celery_cachetiers.breaker import Breaker
 from celery_cachetiers.client import RedisClient
 from celery_cachetiers.clock import SystemClock
+from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.journal.redis import RedisJournal
+from celery_cachetiers.journal_port import Backlog
 from tests.databases import PostgresServer
 from tests.processes import ROOT, Process, remove_directory, scratch_directory, wait_until
 from tests.servers import RedisServers
@@ -193,6 +195,8 @@ class Campaign:
                 self._kill_process()
             else:
                 self._kill_child()
+        for _, act in acts:
+            act()
         self._tell(-self._number)
         self._wait(lambda: all(map(self._is_over, range(WRITERS))), "the end of the round")
         self._await_an_empty_journal()
@@ -202,7 +206,7 @@ class Campaign:
         """Greater ones: how many seconds before the end, the first one last."""
         acts: list[tuple[float, Callable[[], None]]] = []
         for _ in range(max(1, int(seconds / 2)) if self._number % 2 else 0):
-            acts.append((self._draw.uniform(0.2, 0.9) * seconds, self._kill_redis))
+            acts.append((self._draw.uniform(0.0, 0.7) * seconds, self._kill_redis))
         if self._number % 4 == 2:
             acts.append((self._draw.uniform(0.2, 0.9) * seconds, self._kill_worker))
         return sorted(acts, key=lambda each: each[0])
@@ -246,13 +250,19 @@ class Campaign:
 
     def _await_an_empty_journal(self) -> None:
         ends = time.monotonic() + 15.0
-        while (backlog := self._journal.backlog(SINK)).pending and time.monotonic() < ends:
+        while (backlog := self._backlog()).pending and time.monotonic() < ends:
             time.sleep(0.01)
         assert self._process.running, self._process.log_tail()
         if backlog.pending:
             self.found["left"].append(f"{backlog.pending} after round {self._number}")
         if backlog.buried:
             self.found["buried"] += [each.reason for each in self._journal.buried(SINK, 0, 10)]
+
+    def _backlog(self) -> Backlog:
+        while True:
+            with suppress(TierUnavailable):  # it has just been started, and loads its files
+                return self._journal.backlog(SINK)
+            time.sleep(0.01)
 
     # -- what has become of it ----------------------------------------------------------------------------------------
 
