@@ -48,13 +48,13 @@ def test_no_acknowledged_write_is_lost_or_goes_back_in_ten_rounds_of_kills(
 ) -> None:
     with Campaign(redis_factory, worker_factory, kind, own_journal=journal == "of its own") as campaign:
         for _ in range(10):
-            campaign.round(1.0)
+            campaign.round(0.8)
 
     campaign.judge()
     assert campaign.kills["redis"] >= 3
     assert campaign.kills["worker"] >= 2
     assert min(campaign.kills["process"], campaign.kills["child"]) > 10
-    assert campaign.acknowledged > 500  # or nothing has been tried
+    assert campaign.acknowledged > 200  # or nothing has been tried
 
 
 @pytest.mark.slow
@@ -227,7 +227,7 @@ class Campaign:
 
     def _kill_redis(self) -> None:
         self._redis.kill()
-        time.sleep(self._draw.uniform(0.0, 0.05))
+        time.sleep(self._draw.uniform(0.0, 0.2))
         self._redis.start()
         self.kills["redis"] += 1
 
@@ -268,10 +268,10 @@ class Campaign:
 
     def _look(self) -> None:
         names = self._noted()
-        numbers = self._handed()
         with self._connection() as run:
             rows = {name: each for name, *each in run("SELECT name, sequence, value, deleted FROM rows")}
             applied = run("SELECT name, sequence FROM applied ORDER BY number")
+        numbers = self._handed()  # after the rows: a message that is delivered again writes at any time
         for name, noted in names.items():
             self._compare(name, noted, rows.get(name), numbers)
         last: dict[str, int] = {}
