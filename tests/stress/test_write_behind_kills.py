@@ -53,7 +53,7 @@ def test_no_acknowledged_write_is_lost_or_goes_back_in_ten_rounds_of_kills(
     campaign.judge()
     assert campaign.kills["redis"] >= 3
     assert campaign.kills["worker"] >= 2
-    assert min(campaign.kills["process"], campaign.kills["child"]) > 10
+    assert min(campaign.kills["process"], campaign.kills["child"]) > 5
     assert campaign.acknowledged > 200  # or nothing has been tried
 
 
@@ -90,7 +90,7 @@ def test_the_test_finds_what_is_lost_when_a_mechanism_is_taken_out(
 ) -> None:
     own = mutation == "sequences_begin_at_one"  # else a put fails while the journal is away, as the cache is too
     with Campaign(redis_factory, worker_factory, "sqlite3", own_journal=own, mutation=mutation) as campaign:
-        for _ in range(10):  # nearly always one of the first is enough
+        for _ in range(20):  # nearly always one of the first is enough
             campaign.round(1.0)
             if campaign.found[finding]:
                 break
@@ -188,7 +188,7 @@ class Campaign:
         ends = time.monotonic() + seconds
         acts = self._acts(seconds)
         while time.monotonic() < ends:
-            time.sleep(self._draw.uniform(0.0, 0.1))
+            time.sleep(self._draw.uniform(0.0, 0.2))
             if acts and ends - time.monotonic() < acts[-1][0]:
                 acts.pop()[1]()
             elif self._draw.random() < 0.6:
