@@ -33,10 +33,10 @@ from celery_cachetiers.outlet import LocalSequences
 VARIABLE = "CACHETIERS_KILL_TEST"
 SINK, TASK = "kills", "produce"
 WRITERS, FLUSHERS = 3, 2
-HOT, COLD = 5, 60
+HOT, COLD = 5, 100
 """Names of a writer in one round: half of its writes go to the hot ones, which the journal coalesces."""
 
-PAUSE, PATIENCE = 0.002, 1.0
+PAUSE, LULL, PATIENCE, DAWDLE = 0.002, 0.1, 1.0, 0.003
 
 SQLITE = """
 CREATE TABLE rows (name TEXT PRIMARY KEY, value INTEGER, deleted BOOLEAN NOT NULL, sequence BIGINT NOT NULL);
@@ -78,6 +78,11 @@ class Notes:
         os.close(self._file)
 
 
+def dawdle() -> None:
+    """As on a busy machine: long enough to be killed here, too."""
+    time.sleep(random.random() * DAWDLE)
+
+
 def row(write: Write) -> dict[str, Any]:
     """The columns of a write. Its number is an argument: a tombstone has no value."""
     name, number = write.args
@@ -101,6 +106,7 @@ class NotingSink:
     def write(self, writes: list[Write]) -> None:
         """One transaction."""
         self._notes.add(*((*write.args, write.sequence) for write in writes))
+        dawdle()
         self._connection.execute("BEGIN IMMEDIATE")
         self._connection.executemany(
             "INSERT INTO rows VALUES (:name, :value, :deleted, :sequence) ON CONFLICT (name) DO UPDATE SET "
@@ -108,6 +114,7 @@ class NotingSink:
             [{**row(write), "deleted": write.deleted, "sequence": write.sequence} for write in writes],
         )
         self._connection.execute("COMMIT")
+        dawdle()
 
     def close(self) -> None:
         """Disconnects."""
@@ -126,7 +133,9 @@ class NotingSQLAlchemySink(SQLAlchemySink):
         notes = Notes(self._handed)
         notes.add(*((*write.args, write.sequence) for write in writes))
         notes.close()
+        dawdle()
         super().write(writes)
+        dawdle()
 
 
 class Claims:
@@ -297,11 +306,11 @@ class Writer:
 
 
 def flush(app: Celery) -> None:
-    """Flushes for as long as it lives."""
+    """Flushes for as long as it lives; between two flushes, something waits in the journal."""
     while os.getppid() == _supervisor:
         with suppress(TierUnavailable):
-            CacheTiers(app).writes.flush(SINK, 1.0)
-        time.sleep(0.002)
+            CacheTiers(app).writes.flush(SINK, 0.02)
+        time.sleep(random.random() * LULL)
 
 
 def act(app: Celery, role: int, directory: Path) -> None:

@@ -28,7 +28,9 @@ import pytest
 from celery_cachetiers.breaker import Breaker
 from celery_cachetiers.client import RedisClient
 from celery_cachetiers.clock import SystemClock
+from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.journal.redis import RedisJournal
+from celery_cachetiers.journal_port import Backlog
 from tests.databases import PostgresServer
 from tests.processes import ROOT, Process, remove_directory, scratch_directory, wait_until
 from tests.servers import RedisServers
@@ -46,13 +48,13 @@ def test_no_acknowledged_write_is_lost_or_goes_back_in_ten_rounds_of_kills(
 ) -> None:
     with Campaign(redis_factory, worker_factory, kind, own_journal=journal == "of its own") as campaign:
         for _ in range(10):
-            campaign.round(1.0)
+            campaign.round(0.8)
 
     campaign.judge()
     assert campaign.kills["redis"] >= 3
     assert campaign.kills["worker"] >= 2
-    assert min(campaign.kills["process"], campaign.kills["child"]) > 10
-    assert campaign.acknowledged > 500  # or nothing has been tried
+    assert min(campaign.kills["process"], campaign.kills["child"]) > 5
+    assert campaign.acknowledged > 200  # or nothing has been tried
 
 
 @pytest.mark.slow
@@ -88,7 +90,7 @@ def test_the_test_finds_what_is_lost_when_a_mechanism_is_taken_out(
 ) -> None:
     own = mutation == "sequences_begin_at_one"  # else a put fails while the journal is away, as the cache is too
     with Campaign(redis_factory, worker_factory, "sqlite3", own_journal=own, mutation=mutation) as campaign:
-        for _ in range(10):  # nearly always one of the first is enough
+        for _ in range(20):  # nearly always one of the first is enough
             campaign.round(1.0)
             if campaign.found[finding]:
                 break
@@ -186,13 +188,15 @@ class Campaign:
         ends = time.monotonic() + seconds
         acts = self._acts(seconds)
         while time.monotonic() < ends:
-            time.sleep(self._draw.uniform(0.0, 0.1))
+            time.sleep(self._draw.uniform(0.0, 0.2))
             if acts and ends - time.monotonic() < acts[-1][0]:
                 acts.pop()[1]()
             elif self._draw.random() < 0.6:
                 self._kill_process()
             else:
                 self._kill_child()
+        for _, act in acts:
+            act()
         self._tell(-self._number)
         self._wait(lambda: all(map(self._is_over, range(WRITERS))), "the end of the round")
         self._await_an_empty_journal()
@@ -202,7 +206,7 @@ class Campaign:
         """Greater ones: how many seconds before the end, the first one last."""
         acts: list[tuple[float, Callable[[], None]]] = []
         for _ in range(max(1, int(seconds / 2)) if self._number % 2 else 0):
-            acts.append((self._draw.uniform(0.2, 0.9) * seconds, self._kill_redis))
+            acts.append((self._draw.uniform(0.0, 0.7) * seconds, self._kill_redis))
         if self._number % 4 == 2:
             acts.append((self._draw.uniform(0.2, 0.9) * seconds, self._kill_worker))
         return sorted(acts, key=lambda each: each[0])
@@ -223,7 +227,7 @@ class Campaign:
 
     def _kill_redis(self) -> None:
         self._redis.kill()
-        time.sleep(self._draw.uniform(0.0, 0.05))
+        time.sleep(self._draw.uniform(0.0, 0.2))
         self._redis.start()
         self.kills["redis"] += 1
 
@@ -246,7 +250,7 @@ class Campaign:
 
     def _await_an_empty_journal(self) -> None:
         ends = time.monotonic() + 15.0
-        while (backlog := self._journal.backlog(SINK)).pending and time.monotonic() < ends:
+        while (backlog := self._backlog()).pending and time.monotonic() < ends:
             time.sleep(0.01)
         assert self._process.running, self._process.log_tail()
         if backlog.pending:
@@ -254,14 +258,20 @@ class Campaign:
         if backlog.buried:
             self.found["buried"] += [each.reason for each in self._journal.buried(SINK, 0, 10)]
 
+    def _backlog(self) -> Backlog:
+        while True:
+            with suppress(TierUnavailable):  # it has just been started, and loads its files
+                return self._journal.backlog(SINK)
+            time.sleep(0.01)
+
     # -- what has become of it ----------------------------------------------------------------------------------------
 
     def _look(self) -> None:
         names = self._noted()
-        numbers = self._handed()
         with self._connection() as run:
             rows = {name: each for name, *each in run("SELECT name, sequence, value, deleted FROM rows")}
             applied = run("SELECT name, sequence FROM applied ORDER BY number")
+        numbers = self._handed()  # after the rows: a message that is delivered again writes at any time
         for name, noted in names.items():
             self._compare(name, noted, rows.get(name), numbers)
         last: dict[str, int] = {}
