@@ -44,9 +44,7 @@ def packed(codec: Codec, write: Write, tags: Sequence[str]) -> bytes:
         "at": write.written_at,
     }
     times = Times(write.written_at, write.written_at, write.written_at, 0.0)
-    body = codec.encode(content, times, tags, record_key(write.key))
-    codec.decode(unpack_body(body), record_key(write.key))
-    return body
+    return codec.encode(content, times, tags, record_key(write.key), readable=True)
 
 
 def unpacked(codec: Codec, record: Record) -> tuple[Write, tuple[str, ...]]:
