@@ -12,7 +12,18 @@ import time
 from benchmarks import machine
 from benchmarks.server import redis_server
 
-NAMES = ("l1_hit", "l2_hit", "miss", "worker_cpu", "stampede", "wakeup", "waiting", "invalidate", "evict")
+NAMES = (
+    "l1_hit",
+    "l2_hit",
+    "miss",
+    "worker_cpu",
+    "stampede",
+    "wakeup",
+    "waiting",
+    "invalidate",
+    "evict",
+    "write_behind",
+)
 
 
 def main() -> None:
