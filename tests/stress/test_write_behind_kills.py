@@ -203,7 +203,7 @@ class Campaign:
         self._look()
 
     def _acts(self, seconds: float) -> list[tuple[float, Callable[[], None]]]:
-        """Greater ones: how many seconds before the end, the first one last."""
+        """What is killed how many seconds before the end; what comes first stands last."""
         acts: list[tuple[float, Callable[[], None]]] = []
         for _ in range(max(1, int(seconds / 2)) if self._number % 2 else 0):
             acts.append((self._draw.uniform(0.0, 0.7) * seconds, self._kill_redis))
