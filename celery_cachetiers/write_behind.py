@@ -37,6 +37,9 @@ logger = logging.getLogger("celery_cachetiers")
 
 FLUSH = "celery_cachetiers.flush"
 LARGEST = 512 * 1024**2
+ASKED_SECONDS = 1.0
+"""How long a flush goes on that a full batch has asked for: while writes keep coming there is one for each batch, and
+they must not take all slots of a worker."""
 FLUSH_SECONDS = 30.0
 """How long one flush goes on: it holds a slot of its worker meanwhile, and the next one helps it."""
 
@@ -183,7 +186,7 @@ class WriteBehind:
             task: Any = self._tiers.app.tasks[FLUSH]
             expires = max(settings.flush_every, 1.0)
             options |= {"expires": expires, "retry_policy": ONE_RETRY}
-            task.apply_async((sink,), add_to_parent=False, ignore_result=True, **options)
+            task.apply_async((sink, ASKED_SECONDS), add_to_parent=False, ignore_result=True, **options)
         except Exception as error:
             logger.warning("celery-cachetiers: no worker could be asked to flush %s: %r", sink, error)
 

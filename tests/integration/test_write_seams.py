@@ -420,7 +420,7 @@ def test_the_message_goes_to_the_queue_of_the_flushes_and_expires(app: Celery) -
     app.conf.task_default_queue = "flushes"
     [message] = published(app)
     assert message.headers["task"] == "celery_cachetiers.flush"
-    assert message.payload[0] == ["rows"]
+    assert message.payload[0] == ["rows", 1.0]  # for a moment: there is one for each batch, and slots are for tasks
     assert message.headers["expires"]
 
 
