@@ -12,7 +12,19 @@ import time
 from benchmarks import machine
 from benchmarks.server import redis_server
 
-NAMES = ("l1_hit", "l2_hit", "miss", "worker_cpu", "stampede", "wakeup", "waiting", "invalidate", "evict", "counters")
+NAMES = (
+    "l1_hit",
+    "l2_hit",
+    "miss",
+    "worker_cpu",
+    "stampede",
+    "wakeup",
+    "waiting",
+    "invalidate",
+    "evict",
+    "write_behind",
+    "counters",
+)
 
 
 def main() -> None:

@@ -94,7 +94,11 @@ class CacheTiers:
         self.tasks, self.invalidations = weakref.WeakSet(), {}
         self._lock = threading.RLock()
         self._settings, self._cache, self._writes = None, None, None
-        app._cachetiers = self  # type: ignore[attr-defined]  # lives and dies with its app
+        # Lives and dies with its app. Threads may bind their first tasks at once: one of them installs. (No lock, as
+        # others may hold Celery's: what is bound while an app is finalized gets here too.)
+        first: CacheTiers = app.__dict__.setdefault("_cachetiers", self)
+        if first is not self:
+            return first
         _installed.add(self)
         app.steps["consumer"].add("celery_cachetiers.waiting_room:WaitingRoom")
         app.steps["worker"].update(

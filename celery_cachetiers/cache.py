@@ -52,7 +52,7 @@ class TieredCache:
             if part is not None:
                 part.reset_after_fork()
         self._follower.flights.reset_after_fork()
-        self._inside.digests = ()
+        self._inside.reset()
 
     def close(self) -> None:
         """Ends threads and connections of this process."""
@@ -122,6 +122,7 @@ class TieredCache:
             lookups of the task in this process have missed: then the lease, which looks too, is asked for at once).
         """
         if call.digest in self._inside.digests:
+            call.sequence = self._inside.sequence_within(call.digest)
             return compute()
         arrived, streak = self._clock.monotonic(), call.memo.streak
         looks = not (terms.looked or terms.refresh or streak.misses >= COLD)

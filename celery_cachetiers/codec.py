@@ -73,7 +73,7 @@ class Codec:
         object.__setattr__(self, "accept", accept)
         object.__setattr__(self, "signing_keys", _blake_keys(self.signing_keys))
 
-    def encode(self, value: object, times: Times, tags: Sequence[str], key: str) -> bytes:
+    def encode(self, value: object, times: Times, tags: Sequence[str], key: str, *, readable: bool = False) -> bytes:
         """Return the body of an entry, to which the store appends the stamp.
 
         Args:
@@ -81,12 +81,16 @@ class Codec:
             times: Finite.
             tags: Names, in the order of the stamp.
             key: The key it will be stored under; the signature holds for no other.
+            readable: Decodes the payload once, to see that it can be: some serializers write what they cannot read.
 
         Raises:
             UnusableEntry: ``unserializable`` (the serializer's error is the ``__cause__``), ``oversize``,
-                ``refused`` (its own ``accept`` would not read it) or ``malformed`` (times, number of tags).
+                ``refused`` (its own ``accept`` would not read it), ``malformed`` (times, number of tags) or
+                ``undecodable``.
         """
         content_type, content_encoding, payload = self._serialize(value)
+        if readable:
+            _decoded(_DECODERS.get(content_type), payload)
         compression, payload = self._compress(payload)
         header = Header(times, len(tags), tag_block(tags), content_type, content_encoding, compression)
         if self.signing_keys:
@@ -118,16 +122,13 @@ class Codec:
             self._verify(raw, key)
         header, payload, _ = raw
         decoder = _DECODERS.get(header.content_type)
-        if decoder is None or header.content_type not in self.accept:
+        if header.content_type not in self.accept:
             raise UnusableEntry("refused")
         if len(payload) > self.max_bytes:
             raise UnusableEntry("oversize")
         if header.compression:
             payload = _decompress(payload, header.compression, self.max_bytes)
-        try:
-            return decoder(payload)
-        except Exception as error:
-            raise UnusableEntry("undecodable") from error
+        return _decoded(decoder, payload)
 
     def _serialize(self, value: object) -> tuple[str, str, bytes]:
         try:
@@ -156,6 +157,15 @@ class Codec:
             if compare_digest(_sign(signing_key, key, raw.header, raw.payload), signature):
                 return
         raise UnusableEntry("forged")
+
+
+def _decoded(decoder: Callable[[bytes], object] | None, payload: bytes) -> object:
+    if decoder is None:
+        raise UnusableEntry("refused")
+    try:
+        return decoder(payload)
+    except Exception as error:
+        raise UnusableEntry("undecodable") from error
 
 
 def _sign(signing_key: bytes, key: str, header: Header, payload: bytes) -> bytes:

@@ -27,7 +27,7 @@ from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import ConfigurationError, TagError, TierUnavailable
 from celery_cachetiers.events import Event
 from celery_cachetiers.tasks import or_hand_over
-from celery_cachetiers.templates import TagTemplate, checked_tag, escape_tag
+from celery_cachetiers.templates import TagTemplate, checked_tag, escape_tag, user_tag
 
 logger = logging.getLogger("celery_cachetiers")
 
@@ -169,6 +169,10 @@ class Invalidation:
         begun = self.begin(args, kwargs)
         self._find(begun, result)
         return tuple(sorted({escape_tag(tag) for tag in begun.tags}))
+
+    def repeat(self, names: Iterable[str]) -> None:
+        """Invalidates again what a body has changed, given escaped. Raises `TierUnavailable` as `has_succeeded`."""
+        self._act([tag for name in names if (tag := user_tag(name)) is not None])
 
     def has_succeeded(self, begun: Run, result: object) -> None:
         """Invalidates. Raises `TierUnavailable` when neither Redis nor the broker has taken it."""

@@ -40,15 +40,25 @@ class Inside(threading.local):
     """The keys that the bodies on this thread's stack are computing."""
 
     def __init__(self) -> None:
-        self.digests: tuple[str, ...] = ()
+        self.reset()
 
-    def run(self, digest: str, compute: Compute) -> object:
+    def reset(self) -> None:
+        """In a forked child, none."""
+        self.digests: tuple[str, ...] = ()
+        self._sequences: tuple[int, ...] = ()
+
+    def run(self, call: Call, compute: Compute) -> object:
         """Computes a key, noted for that long."""
-        before, self.digests = self.digests, (*self.digests, digest)
+        before = self.digests, self._sequences
+        self.digests, self._sequences = (*self.digests, call.digest), (*self._sequences, call.sequence)
         try:
             return compute()
         finally:
-            self.digests = before
+            self.digests, self._sequences = before
+
+    def sequence_within(self, digest: str) -> int:
+        """For a compute inside another one of its key, whose value is the newer one; 0 where there is no sink."""
+        return max(self._sequences[self.digests.index(digest)] - 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +173,7 @@ class Leader:
         computed_at, began = self._clock.time(), self._clock.monotonic()
         value = self._waiting(call, terms)
         if value is MISSING:
-            value = self._inside.run(call.digest, compute)
+            value = self._inside.run(call, compute)
             self._events.emit(Event.COMPUTED, call.memo.task, seconds=self._clock.monotonic() - began)
         seconds = self._clock.monotonic() - began
         ttl = self._ttl(call, value)

@@ -70,11 +70,19 @@ class Memoized:
         *,
         deleted: bool = False,
     ) -> None:
-        """Hands a value to the task's sink. Raises as `TaskOutlet.deliver`."""
+        """Hands a value to the task's sink.
+
+        What the body has invalidated may have been computed anew before the sink had it: then it is invalidated again,
+        by the flush, or here if the sink has it already.
+
+        Raises as `TaskOutlet.deliver`; `TierUnavailable` when neither Redis nor the broker has taken the invalidation.
+        """
         assert self.outlet is not None
         digest, sequence = (call.digest, call.sequence) if call is not None else ("", 0)
         tags = self.invalidated_by(args, kwargs, value)
-        self.outlet.deliver(digest, args, kwargs, value, deleted=deleted, sequence=sequence, tags=tags)
+        past = self.outlet.deliver(digest, args, kwargs, value, deleted=deleted, sequence=sequence, tags=tags)
+        if past and tags and not self.extension.suspended:
+            self.extension.invalidations[self.name].repeat(tags)
 
     def invalidated_by(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: object) -> tuple[str, ...]:
         """The tags, escaped, that the task declares to invalidate with a value of its own."""

@@ -10,11 +10,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol
 
 from celery_cachetiers.clock import Clock
 from celery_cachetiers.codec import Codec
+from celery_cachetiers.delivery import Flushed
 from celery_cachetiers.entry import MISSING, Times, tag_names, unpack_body
 from celery_cachetiers.errors import ConfigurationError, JournalFull, TierUnavailable, UnusableEntry
 from celery_cachetiers.events import Event, Events
@@ -24,8 +25,27 @@ from celery_cachetiers.writes import Write
 
 logger = logging.getLogger("celery_cachetiers")
 
-POLL = 0.05
-"""Seconds between two attempts to write into a journal that is full."""
+POLL: Final = 0.05
+"""Seconds between two looks at a journal that is full, or at a deletion that another flusher has in its hands."""
+
+ASK_EVERY: Final = 1.0
+"""Seconds at least between two messages of a process that ask for a flush of a full journal."""
+
+DELETION_PATIENCE: Final = 5.0
+"""Seconds that a compute waits until a deletion of its key has reached the sink."""
+
+
+class Pump(Protocol):
+    """What moves records from the journal to their sink, in this process."""
+
+    def flush_key(self, sink: Sink, key: str) -> Flushed:
+        """Delivers the record of one key, as far as that can be done now; never raises for what is away."""
+
+    def flush_batch(self, sink: Sink) -> Flushed:
+        """Delivers what is due, one batch at most. Raises `TierUnavailable`."""
+
+    def send_flush(self, sink: str) -> None:
+        """Asks a worker to flush; never raises."""
 
 
 def record_key(digest: str) -> str:
@@ -44,9 +64,7 @@ def packed(codec: Codec, write: Write, tags: Sequence[str]) -> bytes:
         "at": write.written_at,
     }
     times = Times(write.written_at, write.written_at, write.written_at, 0.0)
-    body = codec.encode(content, times, tags, record_key(write.key))
-    codec.decode(unpack_body(body), record_key(write.key))
-    return body
+    return codec.encode(content, times, tags, record_key(write.key), readable=True)
 
 
 def unpacked(codec: Codec, record: Record) -> tuple[Write, tuple[str, ...]]:
@@ -76,16 +94,24 @@ class SafeJournal:
     Attributes:
         journal: Where writes wait.
         send_flush: Asks a worker to flush a sink.
+        monotonic: Seconds of a clock that never goes back.
     """
 
     journal: Journal
     send_flush: Callable[[str], None]
+    monotonic: Callable[[], float]
     _checked: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _written: dict[str, int] = field(default_factory=dict)
+    _asked: dict[str, float] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raises `ConfigurationError` if the server may lose records by its own configuration."""
+        """Looks once, as soon as the server answers.
+
+        Raises:
+            ConfigurationError: The server may lose records by its own configuration.
+            TierUnavailable: It does not answer.
+        """
         if self._checked:
             return
         reason = self.journal.unsafe()
@@ -102,10 +128,19 @@ class SafeJournal:
         if before + writes >= sink.options.batch_size:
             self.send_flush(sink.name)
 
+    def ask(self, sink: Sink) -> None:
+        """Asks for a flush, however many writes find the journal full: once in a while."""
+        with self._lock:
+            now = self.monotonic()
+            if now < self._asked.get(sink.name, now - ASK_EVERY) + ASK_EVERY:
+                return
+            self._asked[sink.name] = now
+        self.send_flush(sink.name)
+
     def reset_after_fork(self) -> None:
         """Under a new lock."""
         self._lock = threading.Lock()
-        self._written = {}
+        self._written, self._asked = {}, {}
 
 
 class LocalSequences:
@@ -147,43 +182,59 @@ class TaskOutlet:
     Args:
         task: The task's name.
         journal: ``None`` for ``write="through"``, or where there is no Redis at all.
-        flush_key: Hands the record of one key to the sink, now.
+        numbers: Whose sequences are drawn for what goes past the journal; ``None`` where there is no Redis.
     """
 
     def __init__(
         self, task: str, sink: Sink, codec: Codec, clock: Clock, events: Events, sequences: LocalSequences, *,
-        journal: SafeJournal | None, numbers: Journal | None, flush_key: Callable[[Sink, str], None],
+        journal: SafeJournal | None, numbers: Journal | None, pump: Pump,
     ) -> None:  # fmt: skip
         self.task, self.sink = task, sink
         self._codec, self._clock, self._events, self._sequences = codec, clock, events, sequences
-        self._journal, self._numbers, self._flush_key = journal, numbers, flush_key
+        self._journal, self._numbers, self._pump = journal, numbers, pump
 
     def begin(self, key: str) -> tuple[object, int]:
-        """What waits under a key, and a sequence for what is computed now. Costs: 1 round trip."""
+        """What waits under a key, and a sequence for what is computed now. Costs: 1 round trip.
+
+        A deletion that waits is delivered first, as the body would still find what was deleted. If that cannot be done,
+        what the body gives is older than the deletion.
+        """
         if self._journal is None:
             return MISSING, self._number()
+        deadline = self._clock.monotonic() + DELETION_PATIENCE
+        while True:
+            write, sequence = self._pending(self._journal, key)
+            if write is None:
+                return MISSING, sequence
+            if not write.deleted:
+                return write.value, sequence
+            flushed = self._pump.flush_key(self.sink, key)
+            if flushed.taken:
+                return MISSING, sequence
+            if flushed.claimed or self._clock.monotonic() >= deadline:
+                return MISSING, write.sequence - 1
+            time.sleep(POLL)  # another flusher has it in its hands
+
+    def _pending(self, journal: SafeJournal, key: str) -> tuple[Write | None, int]:
+        """What waits under a key, and a sequence."""
         try:
-            record, sequence = self._journal.journal.begin(self.sink.name, key)
+            record, sequence = journal.journal.begin(self.sink.name, key)
         except TierUnavailable as error:
             self._tell("look into the journal", error)
-            return MISSING, self._sequences.draw()
+            return None, self._sequences.draw()
         if record is None:
-            return MISSING, sequence
+            return None, sequence
         try:
-            write, _ = unpacked(self._codec, record)
+            return unpacked(self._codec, record)[0], sequence
         except UnusableEntry as error:
             self._events.emit(Event.UNUSABLE, self.task, reason=error.reason, key=key)
-            return MISSING, sequence
-        if write.deleted:
-            self._flush_key(self.sink, key)  # the body would still find what was deleted
-            return MISSING, sequence
-        return write.value, sequence
+            return None, sequence
 
     def deliver(
         self, key: str, args: Sequence[Any], kwargs: Mapping[str, Any], value: object, *,
         deleted: bool = False, sequence: int = 0, tags: Sequence[str] = (),
-    ) -> None:  # fmt: skip
-        """Writes one value.
+    ) -> bool:  # fmt: skip
+        """Writes one value; true if the sink has it already, as it went past the journal.
 
         Args:
             key: "" for a call without one, which goes past the journal.
@@ -194,7 +245,7 @@ class TaskOutlet:
             JournalFull: With ``when_full="raise"``, or after ``time_limit`` with ``"block"``.
             Exception: Whatever the sink raises, where the write goes past the journal.
         """
-        self.deliver_all([(key, args, kwargs, value)], deleted=deleted, sequence=sequence, tags=[tags])
+        return not self.deliver_all([(key, args, kwargs, value)], deleted=deleted, sequence=sequence, tags=[tags])
 
     def deliver_all(
         self, items: Sequence[Item], *,
@@ -221,7 +272,10 @@ class TaskOutlet:
             bodies = [(each.key, packed(self._codec, each, names)) for each, names in zip(writes, tags, strict=True)]
         except UnusableEntry:
             return None
-        journal.check()
+        try:
+            journal.check()
+        except TierUnavailable:
+            return None
         step = journal.journal.beside(self.sink.name, bodies, self.sink.options.max_pending)
         return None if step is None else BesideWrite(step, writes, bodies)
 
@@ -275,10 +329,12 @@ class TaskOutlet:
             except UnusableEntry as error:
                 self._events.emit(Event.UNUSABLE, self.task, reason=error.reason, key=write.key)
                 past.append(write)
+                if write.key:  # an older value that waits would go on answering, and come after this one
+                    self._pump.flush_key(self.sink, write.key)
         if not held:
             return past
-        journal.check()
         try:
+            journal.check()
             return past + self._take(journal, held, bodies, taken)
         except TierUnavailable as error:
             self._tell("write into the journal", error)
@@ -287,7 +343,10 @@ class TaskOutlet:
     def _take(
         self, journal: SafeJournal, held: list[Write], bodies: list[tuple[str, bytes]], taken: list[tuple[str, int]]
     ) -> list[Write]:
-        """Writes into the journal until it has room; returns what goes past it."""
+        """Writes into the journal until it has room; returns what goes past it.
+
+        Who waits for room helps to make it: every slot of a worker may be waiting, and none be left for a flush.
+        """
         options, deadline = self.sink.options, self._clock.monotonic() + self.sink.options.time_limit
         while True:
             given = [write.sequence for write in held] if held[0].sequence else ()
@@ -303,10 +362,11 @@ class TaskOutlet:
             held, bodies = [held[at] for at in left], [bodies[at] for at in left]
             if options.when_full == "through":
                 return held
-            journal.send_flush(self.sink.name)
+            journal.ask(self.sink)
             if options.when_full == "raise" or self._clock.monotonic() >= deadline:
                 raise JournalFull(self.sink.name, options.max_pending)
-            time.sleep(POLL)
+            if not self._pump.flush_batch(self.sink).taken:
+                time.sleep(POLL)
 
     def _through(self, writes: list[Write]) -> None:
         size = self.sink.options.batch_size
@@ -314,18 +374,7 @@ class TaskOutlet:
             self.sink.write([self._numbered(write) for write in writes[at : at + size]])
 
     def _numbered(self, write: Write) -> Write:
-        if write.sequence:
-            return write
-        return Write(
-            write.task,
-            write.args,
-            write.kwargs,
-            write.key,
-            write.value,
-            write.deleted,
-            self._number(),
-            write.written_at,
-        )
+        return write if write.sequence else replace(write, sequence=self._number())
 
     def _number(self) -> int:
         if self._numbers is not None:

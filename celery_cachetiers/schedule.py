@@ -7,6 +7,7 @@ same name in that schedule stays as the app has it.
 from __future__ import annotations
 
 import logging
+from math import ceil
 from typing import Any
 
 from celery import bootsteps
@@ -22,9 +23,15 @@ DRAIN_SECONDS = 10.0
 
 
 def entries(tiers: CacheTiers) -> dict[str, dict[str, Any]]:
-    """The periodic tasks of an app, as ``beat_schedule`` has them. Raises `ConfigurationError`."""
+    """The periodic tasks of an app, as ``beat_schedule`` has them; none if nothing is ever written behind.
+
+    The process of a beat may have imported the tasks and not their sinks.
+
+    Raises:
+        ConfigurationError: The settings cannot be used.
+    """
     settings, sinks = tiers.settings, registered().values()
-    if not sinks:
+    if not sinks and not any(getattr(type(task), "write", None) == "behind" for task in tiers.app.tasks.values()):
         return {}
     delays = [sink.options.max_delay for sink in sinks if sink.options.max_delay is not None]
     every = min([settings.flush_every, *delays])
@@ -42,8 +49,21 @@ def add_entries(sender: Any = None, **_: object) -> None:
     own = sender.app.conf.beat_schedule or {}
     new = {name: entry for name, entry in entries(tiers).items() if name not in own}
     if new:
+        if _is_djangos(sender.scheduler):
+            new = {name: _as_django_has_it(entry) for name, entry in new.items()}
         sender.scheduler.update_from_dict(new)
         logger.info("celery-cachetiers: beat sends %s", ", ".join(sorted(new)))
+
+
+def _is_djangos(scheduler: Any) -> bool:
+    return any(cls.__module__.partition(".")[0] == "django_celery_beat" for cls in type(scheduler).__mro__)
+
+
+def _as_django_has_it(entry: dict[str, Any]) -> dict[str, Any]:
+    """django-celery-beat keeps whole seconds, of which 0 would be all the time, and an expiry under its own name."""
+    options = {name: value for name, value in entry["options"].items() if name != "expires"}
+    options["expire_seconds"] = ceil(entry["options"]["expires"])
+    return {**entry, "schedule": ceil(entry["schedule"]), "options": options}
 
 
 class WriteBehindCheck(bootsteps.StartStopStep):

@@ -33,14 +33,16 @@ class SinkPolicy:
     when_full: str = _option(
         "block",
         rules.choice("block", "through", "raise"),
-        'what a write does that finds the journal full. ``"block"``: waits; ``"through"``: goes to the sink at once; '
+        'what a write does that finds the journal full. ``"block"``: flushes, and waits until there is room, for '
+        '``time_limit`` at most; ``"through"``: goes to the sink at once; '
         '``"raise"``: raises `JournalFull`',
     )
     durability: str | None = _option(
         None,
         rules.optional(rules.choice("replica", "disk")),
         'what a write waits for besides the server. ``"replica"``: a replica has it (WAIT); ``"disk"``: it is on disk '
-        "(WAITAOF, Redis 7.2)",
+        "(WAITAOF, Redis 7.2). Where that does not come in time, the sink gets the write at once, and again with the "
+        "next flush",
     )
 
     @classmethod

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from celery_cachetiers.errors import SinkRejected
+from celery_cachetiers.errors import SinkRejected, SinkUnavailable
 from celery_cachetiers.sink_target import nothing, object_of
 from celery_cachetiers.threads import started
 from celery_cachetiers.writes import Write
@@ -143,7 +143,12 @@ class SinkWriter:
         if (made := object_of(self._target)) is None:
             return self._target  # type: ignore[no-any-return]  # a callable, as `sink` has checked
         self._object = made  # before it opens anything: see `keep_for_ever`
-        getattr(made, "open", nothing)()
+        try:
+            getattr(made, "open", nothing)()
+        except SinkUnavailable:
+            raise
+        except Exception as error:  # whatever it is, it says nothing of what is to be written
+            raise SinkUnavailable(f"sink {self._name} could not be opened: {error!r}") from error
         return made.write  # type: ignore[no-any-return]
 
     def _close(self) -> None:

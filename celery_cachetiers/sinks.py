@@ -221,8 +221,11 @@ def sink(
     return register
 
 
-def find(name: str) -> Sink:
+def find(name: str, where: str | None = None) -> Sink:
     """The sink of that name.
+
+    Args:
+        where: The task that names it, for the error.
 
     Raises:
         ConfigurationError: There is none.
@@ -230,7 +233,7 @@ def find(name: str) -> Sink:
     if name in _names:
         return _names[name].sink
     known = ", ".join(sorted(_names)) or "none yet"
-    raise ConfigurationError("sink", name, f"the name of a sink that this process has imported ({known})")
+    raise ConfigurationError("sink", name, f"the name of a sink that this process has imported ({known})", where)
 
 
 def registered() -> dict[str, Sink]:

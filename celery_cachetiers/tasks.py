@@ -124,11 +124,13 @@ def register(app: Celery) -> None:
 
 
 def _register_flush(app: Celery) -> None:
-    def flush(sink: str | None = None) -> dict[str, dict[str, int]]:
+    from celery_cachetiers.write_behind import FLUSH_SECONDS
+
+    def flush(sink: str | None = None, seconds: float = FLUSH_SECONDS) -> dict[str, dict[str, int]]:
         """Hands what waits in the journal to its sinks, or to one of them."""
         tiers = extension.CacheTiers(app)
         try:
-            done = tiers.writes.flush(sink)
+            done = tiers.writes.flush(sink, seconds)
         except TierUnavailable as error:  # the next one comes by itself
             tiers.events.emit(Event.FAILED_OPEN, step="flush", error=str(error))
             return {}

@@ -57,6 +57,15 @@ def key_tag(digest: str) -> str:
     return f"@key:{digest}"
 
 
+def key_of_tag(name: str) -> str | None:
+    """The key behind a stored name; ``None`` if the name is another one.
+
+    >>> key_of_tag(key_tag("5f")), key_of_tag("@@key:5f"), key_of_tag("user:1")
+    ('5f', None, None)
+    """
+    return name.removeprefix("@key:") if name.startswith("@key:") else None
+
+
 def escape_tag(tag: str) -> str:
     """A user's tag as it is stored: names with a single leading ``@`` are the library's own.
 

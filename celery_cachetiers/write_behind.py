@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +16,18 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_cachetiers.breaker import Breaker
 from celery_cachetiers.client import RedisClient
+from celery_cachetiers.dead_letter import DeadLetter
 from celery_cachetiers.delivery import Flushed
 from celery_cachetiers.errors import ConfigurationError, TierUnavailable
 from celery_cachetiers.events import Event
 from celery_cachetiers.flush import Flusher
 from celery_cachetiers.journal.redis import RedisJournal
-from celery_cachetiers.journal_port import Journal
+from celery_cachetiers.journal_port import Backlog, Journal, Record
 from celery_cachetiers.leases.repeat import repeating
 from celery_cachetiers.outlet import LocalSequences, SafeJournal, TaskOutlet, unpacked
 from celery_cachetiers.policy import Policy
 from celery_cachetiers.sinks import Sink, find, registered
+from celery_cachetiers.templates import key_of_tag, key_tag
 from celery_cachetiers.writes import Write
 
 if TYPE_CHECKING:
@@ -34,8 +37,14 @@ logger = logging.getLogger("celery_cachetiers")
 
 FLUSH = "celery_cachetiers.flush"
 LARGEST = 512 * 1024**2
+ASKED_SECONDS = 1.0
+"""How long a flush goes on that a full batch has asked for: while writes keep coming there is one for each batch, and
+they must not take all slots of a worker."""
 FLUSH_SECONDS = 30.0
 """How long one flush goes on: it holds a slot of its worker meanwhile, and the next one helps it."""
+
+ONE_RETRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+"""Whoever writes does not wait for a broker that is away. (Without any retry, kombu takes its own 6 s to give up.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,7 @@ class WriteBehind:
         self.sequences = LocalSequences(tiers.clock)
         journal = self._connect()
         self.journal: Journal | None = journal
-        self._safe = SafeJournal(journal, self.send_flush) if journal is not None else None
+        self._safe = SafeJournal(journal, self.send_flush, tiers.clock.monotonic) if journal is not None else None
         # Records of all tasks: a task may allow larger values than the app does.
         self._codec = tiers.codec(Policy(max_bytes=LARGEST))
         self._lock = threading.Lock()
@@ -100,8 +109,8 @@ class WriteBehind:
         if policy.write == "behind" and journal is None and not self._tiers.in_memory:
             logger.warning("celery-cachetiers: %s: no Redis for the journal: written through instead", task)
         return TaskOutlet(
-            task, find(policy.sink), self._tiers.codec(policy), self._tiers.clock, self._tiers.events, self.sequences,
-            journal=journal, numbers=self.journal, flush_key=self.flush_key,
+            task, find(policy.sink, f"task {task}"), self._tiers.codec(policy), self._tiers.clock, self._tiers.events,
+            self.sequences, journal=journal, numbers=self.journal, pump=self,
         )  # fmt: skip
 
     def check(self) -> None:
@@ -115,10 +124,11 @@ class WriteBehind:
         for task in self._tiers.app.tasks.values():
             name = getattr(type(task), "sink", None)
             if isinstance(name, str) and hasattr(task, "memoized"):
-                find(name)
+                find(name, f"task {task.name}")
                 behind = behind or getattr(type(task), "write", None) == "behind"
         if behind and self._safe is not None:
-            self._safe.check()
+            with suppress(TierUnavailable):  # the first write looks again
+                self._safe.check()
 
     # -- flushing ---------------------------------------------------------------------------------------------------
 
@@ -132,20 +142,39 @@ class WriteBehind:
             ConfigurationError: There is no such sink, or no journal.
             TierUnavailable: The journal is away.
         """
-        if self.journal is None:
-            raise ConfigurationError("cachetiers_journal_url", None, "a Redis: there is none to keep a journal in")
+        self._needed()
         sinks = [find(sink)] if sink is not None else list(registered().values())
         deadline = self._tiers.clock.monotonic() + seconds
         return {
             each.name: self._flusher(each).flush(max(deadline - self._tiers.clock.monotonic(), 0.0)) for each in sinks
         }
 
-    def flush_key(self, sink: Sink, key: str) -> None:
+    def backlog(self, sink: str) -> Backlog:
+        """How much waits for a sink, and how much was given up. Raises as `flush`. Costs: 1 round trip."""
+        return self._needed().backlog(find(sink).name)
+
+    def dead_letter(self, sink: str) -> DeadLetter:
+        """The writes that a sink was never able to take. Raises as `flush`."""
+        return DeadLetter(find(sink).name, self._needed(), self._read, self.send_flush)
+
+    def _needed(self) -> Journal:
+        if self.journal is None:
+            raise ConfigurationError("cachetiers_journal_url", None, "a Redis: there is none to keep a journal in")
+        return self.journal
+
+    def flush_key(self, sink: Sink, key: str) -> Flushed:
         """Hands one record to its sink, as far as that can be done now."""
+        if self.journal is None:
+            return Flushed()
         try:
-            self._flusher(sink).flush_key(key)
+            return self._flusher(sink).flush_key(key)
         except TierUnavailable as error:
             self._tiers.events.emit(Event.FAILED_OPEN, step="flush a key", error=str(error))
+            return Flushed()
+
+    def flush_batch(self, sink: Sink) -> Flushed:
+        """Hands one batch to its sink. Raises `TierUnavailable`."""
+        return self._flusher(sink).flush(0.0)
 
     def send_flush(self, sink: str) -> None:
         """Asks a worker to flush a sink; nobody's write fails if it cannot be asked, as beat's flush comes anyway."""
@@ -156,7 +185,8 @@ class WriteBehind:
         try:
             task: Any = self._tiers.app.tasks[FLUSH]
             expires = max(settings.flush_every, 1.0)
-            task.apply_async((sink,), add_to_parent=False, ignore_result=True, expires=expires, **options)
+            options |= {"expires": expires, "retry_policy": ONE_RETRY}
+            task.apply_async((sink, ASKED_SECONDS), add_to_parent=False, ignore_result=True, **options)
         except Exception as error:
             logger.warning("celery-cachetiers: no worker could be asked to flush %s: %r", sink, error)
 
@@ -175,14 +205,25 @@ class WriteBehind:
             found = self._flushers.get(sink.name)
             if found is None:
                 found = self._flushers[sink.name] = Flusher(
-                    self.journal, _Port(sink), lambda record: unpacked(self._codec, record), self._invalidate,
+                    self.journal, _Port(sink), self._unpacked, self._invalidate,
                     repeat=repeating, clock=self._tiers.clock, events=self._tiers.events,
                     interrupts=(SoftTimeLimitExceeded,),
                 )  # fmt: skip
             return found
 
+    def _read(self, record: Record) -> Write:
+        return unpacked(self._codec, record)[0]
+
+    def _unpacked(self, record: Record) -> tuple[Write, tuple[str, ...]]:
+        """A write and what is invalidated with it: of a deletion its own key too, as the body found it until now."""
+        write, tags = unpacked(self._codec, record)
+        return write, (*tags, key_tag(write.key)) if write.deleted else tags
+
     def _invalidate(self, names: Iterable[str]) -> None:
-        self._tiers.cache.invalidate(sorted(set(names)))
+        keys = {name: digest for name in names if (digest := key_of_tag(name)) is not None}
+        self._tiers.cache.invalidate(sorted(set(names) - keys.keys()))
+        for digest in keys.values():
+            self._tiers.cache.invalidate_key(digest)
 
     # -- the process ------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -35,6 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "rabbit_server" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.rabbitmq)
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_logged() -> None:
+    """A worker that ran inside this process leaves the root logger at its own level, above warnings."""
+    logging.getLogger().setLevel(logging.WARNING)
 
 
 @pytest.fixture

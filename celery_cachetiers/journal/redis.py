@@ -12,6 +12,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
+import redis
+
 from celery_cachetiers.client import Argument, Build, RedisClient, Script, Step
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.journal_port import Backlog, Buried, Record
@@ -150,8 +152,10 @@ class RedisJournal:
     def unsafe(self) -> str | None:
         try:
             answer = self._client.call(lambda _: ("INFO", "memory"), must_try=True)
-        except TierUnavailable:
-            return None
+        except TierUnavailable as error:
+            if isinstance(error.__cause__, redis.ResponseError):  # it does not tell us
+                return None
+            raise
         lines = dict(line.split(":", 1) for line in answer.decode(errors="replace").splitlines() if ":" in line)
         policy = lines.get("maxmemory_policy", "").strip()
         if policy.startswith("allkeys-"):

@@ -22,7 +22,7 @@ from typing import Any
 from celery import Celery, _state
 from celery.contrib.testing.worker import start_worker
 
-from celery_cachetiers import CacheTiers
+from celery_cachetiers import CacheTiers, sinks
 
 logging.getLogger("celery").setLevel(logging.CRITICAL)  # some examples fail on purpose, as their output shows
 
@@ -115,7 +115,9 @@ def in_empty_directory() -> None:
 
 
 def end_page() -> None:
-    """Ends the workers of a page, and keeps its tasks out of the apps of the next one."""
+    """Ends the workers of a page, and keeps its tasks and sinks out of the apps of the next one."""
     _page.close()
+    sinks.close_all()
+    sinks._names.clear()
     _state._on_app_finalizers.clear()  # type: ignore[attr-defined]
     _state._on_app_finalizers.update(_finalizers)  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
-"""`python -m examples.storefront`: a Redis, a worker and beat of its own, visitors for some seconds, and a table.
+"""`python -m examples.storefront`: a Redis, two workers and beat of its own, visitors for some seconds, and tables.
 
-Decides the order of things and the exit status: 0, 1 for a stale page or a failure, 128 + the signal if interrupted.
+Decides the order of things and the exit status: 0, 1 for a stale page, a wrong count or a failure, 128 + the signal if
+interrupted.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -24,7 +26,9 @@ except ImportError:
 from celery_cachetiers import CacheTiers
 from examples.storefront import shop
 from examples.storefront.app import app
-from examples.storefront.demo import report
+from examples.storefront.demo import ledger, report
+from examples.storefront.demo.killing import Killing
+from examples.storefront.demo.ledger import Ledger
 from examples.storefront.demo.names import Names
 from examples.storefront.demo.servers import CONCURRENCY, ENDING, DemoFailed, Servers
 from examples.storefront.demo.visitors import VISITORS, Visitors
@@ -43,7 +47,7 @@ def main() -> int:
     started = time.monotonic()
     try:
         with _interruptible(), Servers() as servers:
-            names, table, beat_asked = _run(console, servers, options.seconds)
+            names, table, written, beat_asked = _run(console, servers, options.seconds)
     except DemoFailed as failure:
         print(failure, file=sys.stderr)
         return 1
@@ -51,21 +55,26 @@ def main() -> int:
         print("Interrupted; everything that was started has ended.", file=sys.stderr)
         return 128 + interrupted.signal
     report.show(console, table, names, beat_asked)
+    report.show_written(console, written)
     console.print(f"{WHAT_NEXT}\nThe demo took {time.monotonic() - started:.0f} s and has left nothing behind.")
-    return 1 if names.stale else 0
+    return 1 if names.stale or not written.right else 0
 
 
-def _run(console: Console, servers: Servers, seconds: float) -> tuple[Names, list[report.Line], int]:
+def _run(console: Console, servers: Servers, seconds: float) -> tuple[Names, list[report.Line], report.Written, int]:
     console.print(servers.start_redis())
-    worker = servers.start_worker()  # needs longer to start than the shop to be seeded
+    worker, flusher = servers.start_worker(), servers.start_flusher()  # need longer than the shop to be seeded
     console.print(f"A shop on SQLite: {shop.seed()}")
-    worker.wait_until(lambda: worker.said(" ready."), 30)
+    for each in (worker, flusher):
+        each.wait_until(partial(each.said, " ready."), 30)
     beat = servers.start_beat()
-    console.print(f"A worker with {CONCURRENCY} processes, and beat")
-    names = Names(shop.names())
+    console.print(f"A worker with {CONCURRENCY} processes, another one that flushes, and beat")
+    names, book = Names(shop.names()), Ledger()
+    killing = Killing(servers, flusher)
     try:
-        with Visitors(names, seconds) as visitors:
-            _watch(console, servers, visitors, seconds)
+        with Visitors(names, book, seconds) as visitors:
+            _watch(console, servers, visitors, killing, seconds)
+        table = report.lines(visitors)
+        written = _written(book, killing)
     except DemoFailed:
         raise
     except Exception as error:
@@ -75,10 +84,18 @@ def _run(console: Console, servers: Servers, seconds: float) -> tuple[Names, lis
         gc.collect()  # results too: before Celery 5.7 one that is collected later looks 20 s for a Redis that has gone
         app.close()
     beat.check()
-    return names, report.lines(visitors), beat.log_text().count("Sending due task warm-top-users")
+    return names, table, written, beat.log_text().count("Sending due task warm-top-users")
 
 
-def _watch(console: Console, servers: Servers, visitors: Visitors, seconds: float) -> None:
+def _written(book: Ledger, killing: Killing) -> report.Written:
+    """Waits for the last flush, and compares."""
+    waited = ledger.waiting()
+    seconds = ledger.drained()
+    stale = sum(1 for _ in book.stale_stocks())
+    return report.Written(book.compare(), book.orders, killing.in_hands, (waited, seconds), ledger.waiting(), stale)
+
+
+def _watch(console: Console, servers: Servers, visitors: Visitors, killing: Killing, seconds: float) -> None:
     """Shows what happens until the time is over: a bar in a terminal, a few lines elsewhere. Raises what went wrong."""
     console.print(f"{VISITORS} visitors for {seconds:g} s (Zipf); meanwhile customers are renamed\n")
     columns = (BarColumn(bar_width=30), TimeRemainingColumn(), TextColumn("{task.description}"))
@@ -89,6 +106,9 @@ def _watch(console: Console, servers: Servers, visitors: Visitors, seconds: floa
         while (now := time.monotonic()) < began + seconds:
             servers.check()
             visitors.check()
+            if now >= began + seconds / 2 and killing.due:
+                killing.kill()
+                console.print(f"{now - began:5.1f} s  kill -9 of the worker that flushes, and a new one")
             progress.update(bar, completed=now - began, description=_state(visitors))
             if not console.is_terminal and now >= told_at + seconds / 4:
                 told_at = now

@@ -10,6 +10,11 @@ result_backend = os.environ.get("STOREFRONT_BACKEND", "redis://localhost:6379/1"
 
 cachetiers_url = os.environ.get("STOREFRONT_CACHE", "redis://localhost:6379/2")
 
+# Flushing must not wait behind pages, nor pages behind a flush: a queue, and a worker, of its own. Every second, so
+# that there is something to see; the default is 5 s.
+cachetiers_flush_queue = "flush"
+cachetiers_flush_every = 1.0
+
 # While the list is fresh, beat finds it in the cache and sends no message. After an invalidation beat is often the
 # first to ask, so that no visitor waits for the query.
 beat_schedule = {

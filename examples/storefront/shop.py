@@ -1,4 +1,4 @@
-"""The source of truth: customers, products and orders in SQLite. `python -m examples.storefront.shop` makes it.
+"""The source of truth: customers, products, orders and counts in SQLite. `python -m examples.storefront.shop` makes it.
 
 Decides the tables, the queries and the life of a connection. Knows neither Celery nor the cache.
 """
@@ -10,7 +10,7 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ DATABASE = "STOREFRONT_DATABASE"
 """Environment variable with the path of the database."""
 
 USERS, PRODUCTS, ORDERS, DAYS = 400, 240, 100_000, 90
+DELIVERED = 10_000
+"""Pieces of each product that there were when the shop was opened."""
 
 _FIRST = (
     *("Ada", "Alan", "Barbara", "Claude", "Donald", "Edith", "Frances", "Grace"),
@@ -36,12 +38,18 @@ _SCHEMA = """
     CREATE TABLE products (id INTEGER PRIMARY KEY, name TEXT NOT NULL, category TEXT NOT NULL, cents INTEGER NOT NULL);
     CREATE TABLE orders (id INTEGER PRIMARY KEY, user_id INTEGER NOT NULL, day INTEGER NOT NULL);
     CREATE TABLE lines (order_id INTEGER NOT NULL, product_id INTEGER NOT NULL, quantity INTEGER NOT NULL);
+    -- Facts, each under an id of its own: one that comes twice is one row. What is counted is counted from them.
+    CREATE TABLE views (id TEXT PRIMARY KEY, product_id INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE sales (id TEXT PRIMARY KEY, product_id INTEGER NOT NULL, quantity INTEGER NOT NULL) WITHOUT ROWID;
+    -- How many facts came in each batch, and how many of them were new.
+    CREATE TABLE batches (facts TEXT NOT NULL, handed_over INTEGER NOT NULL, new INTEGER NOT NULL);
     -- One row for each body that ran: what the cache saved is measured against these, not against its own counters.
     CREATE TABLE computations (page TEXT NOT NULL, seconds REAL NOT NULL, pid INTEGER NOT NULL);
 """
 _INDEXES = """
     CREATE INDEX orders_of_user ON orders (user_id);
     CREATE INDEX lines_of_order ON lines (order_id);
+    CREATE INDEX sales_of_product ON sales (product_id);
 """
 
 
@@ -123,6 +131,13 @@ def order_report(db: sqlite3.Connection, day: int) -> list[dict[str, Any]]:
     return [dict(row) for row in rows]
 
 
+def product(db: sqlite3.Connection, product_id: int) -> dict[str, Any]:
+    """One product, and how many pieces are left."""
+    row = db.execute("SELECT id AS product_id, name, category, cents FROM products WHERE id = ?", (product_id,))
+    sold = db.execute("SELECT COALESCE(SUM(quantity), 0) FROM sales WHERE product_id = ?", (product_id,))
+    return {**row.fetchone(), "stock": DELIVERED - sold.fetchone()[0]}
+
+
 def rename(user_id: int, name: str) -> None:
     """Gives a customer a new name, and commits."""
     with connect() as db, db:
@@ -133,6 +148,45 @@ def names() -> dict[int, str]:
     """The name of every customer."""
     with connect() as db:
         return {row["id"]: row["name"] for row in db.execute("SELECT id, name FROM users")}
+
+
+# -- counting ---------------------------------------------------------------------------------------------------------
+
+
+def add_views(views: Sequence[Mapping[str, Any]]) -> None:
+    """Notes that products were looked at; a view that is known already changes nothing."""
+    _add("views", "INSERT INTO views VALUES (:id, :product_id) ON CONFLICT (id) DO NOTHING", views)
+
+
+def add_sales(sales: Sequence[Mapping[str, Any]]) -> None:
+    """Notes that pieces were sold; a sale that is known already changes nothing."""
+    _add("sales", "INSERT INTO sales VALUES (:id, :product_id, :quantity) ON CONFLICT (id) DO NOTHING", sales)
+
+
+def _add(table: str, statement: str, facts: Sequence[Mapping[str, Any]]) -> None:
+    with connect() as db, db:
+        new = db.executemany(statement, facts).rowcount
+        db.execute("INSERT INTO batches VALUES (?, ?, ?)", (table, len(facts), new))
+
+
+def views() -> dict[int, int]:
+    """How often each product was looked at; those that were not are left out."""
+    with connect() as db:
+        return dict(map(tuple, db.execute("SELECT product_id, COUNT(*) FROM views GROUP BY product_id")))
+
+
+def sold() -> dict[int, int]:
+    """How many pieces of each product were sold; those that were not are left out."""
+    with connect() as db:
+        return dict(map(tuple, db.execute("SELECT product_id, SUM(quantity) FROM sales GROUP BY product_id")))
+
+
+def batches(table: str) -> tuple[int, int, int]:
+    """Of `views` or `sales`: batches that came, facts in them, and how many of those were there already."""
+    with connect() as db:
+        totals = "SELECT COUNT(*), COALESCE(SUM(handed_over), 0), COALESCE(SUM(handed_over - new), 0) FROM batches"
+        count, facts, known = db.execute(f"{totals} WHERE facts = ?", (table,)).fetchone()
+        return count, facts, known
 
 
 # -- what was really computed -----------------------------------------------------------------------------------------

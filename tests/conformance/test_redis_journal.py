@@ -228,26 +228,97 @@ def test_a_dead_server_is_unavailable_whatever_is_asked(own: RedisServer, at: Op
         journal.buried,
         lambda: journal.ours.exhume(journal.sink, ["a"]),
         lambda: journal.ours.drop(journal.sink, ["a"]),
+        journal.ours.unsafe,
     ]
 
     for ask in asked:
         with pytest.raises(TierUnavailable):
             ask()
-    assert journal.ours.unsafe() is None
+
+
+def test_a_server_that_does_not_tell_its_policy_is_not_suspected(own: RedisServer, at: Open) -> None:
+    with own.client() as admin:
+        admin.execute_command("ACL", "SETUSER", "default", "-@dangerous")
+
+    assert at(own.url()).ours.unsafe() is None
+
+
+def restarted(server: RedisServer) -> None:
+    server.kill()
+    server.start()
+
+
+def test_a_killed_server_without_persistence_has_lost_what_waited_and_its_sequences_still_grow(
+    redis_factory: RedisServers, at: Open
+) -> None:
+    server = redis_factory()
+    journal = at(server.url())
+    journal.dead("b")
+    [before] = journal.write("a")
+    restarted(server)
+
+    assert journal.backlog() == Backlog(pending=0, oldest=None, buried=0)
+    assert journal.write("a")[0] > before
+
+
+def test_a_flush_of_the_server_loses_what_waits_and_its_sequences_still_grow(
+    redis_factory: RedisServers, at: Open
+) -> None:
+    server = redis_factory()
+    journal = at(server.url())
+    [before] = journal.write("a")
+    with server.client() as admin:
+        admin.flushall()
+
+    assert journal.claim() == []
+    assert journal.write("a")[0] > before
+
+
+def test_a_server_that_starts_from_an_old_snapshot_has_lost_later_writes_and_delivers_earlier_ones_again(
+    redis_factory: RedisServers, at: Open
+) -> None:
+    server = redis_factory()
+    journal = at(server.url())
+    [taken] = journal.write("taken")
+    journal.write("waits")
+    with server.client() as admin:
+        admin.save()
+    journal.acknowledge(journal.claim(key="taken"))
+    [late] = journal.write("late")
+    restarted(server)
+
+    again = journal.claim()
+    assert names(again) == ["taken", "waits"], "and what was written after the snapshot is lost"
+    assert again[0].sequence == taken, "by which a sink knows that it has it, or a newer one"
+    assert journal.write("taken")[0] > late
+
+
+def test_a_killed_server_that_syncs_once_a_second_has_what_its_host_had_taken(
+    redis_factory: RedisServers, at: Open
+) -> None:
+    server = redis_factory("--appendonly", "yes", "--appendfsync", "everysec")
+    journal = at(server.url())
+    journal.write("a")
+    restarted(server)
+
+    assert names(journal.claim()) == ["a"]
 
 
 # -- a write that is to be safe elsewhere ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("durability", ["replica", "disk"])
-def test_a_write_that_nobody_confirms_is_unavailable(redis_factory: RedisServers, at: Open, durability: str) -> None:
+def test_a_write_that_nobody_confirms_is_unavailable_and_may_be_there(
+    redis_factory: RedisServers, at: Open, durability: str
+) -> None:
     journal = at(redis_factory("--appendonly", "no").url(), timeout=0.5)
 
     with pytest.raises(TierUnavailable):
         journal.ours.write(journal.sink, [("a", b"body")], PLENTY, durability=durability)
+    assert names(journal.claim()) == ["a"]
 
 
-def test_a_write_is_confirmed_by_a_replica(redis_factory: RedisServers, at: Open) -> None:
+def test_a_write_that_a_replica_has_confirmed_outlives_its_server(redis_factory: RedisServers, at: Open) -> None:
     main = redis_factory("--repl-diskless-sync-delay", "0")
     replica = redis_factory("--replicaof", "127.0.0.1", str(main.port))
     journal, copy = at(main.url()), at(replica.url())
@@ -258,10 +329,15 @@ def test_a_write_is_confirmed_by_a_replica(redis_factory: RedisServers, at: Open
             message="a replica",
         )
     [sequence] = journal.ours.write(journal.sink, [("a", b"body")], PLENTY, durability="replica")
-
     record = copy.ours.look(journal.sink, "a")
+    main.kill()
+    with replica.client() as admin:
+        admin.replicaof("NO", "ONE")
+
     assert record is not None
     assert record.sequence == sequence
+    assert [each.sequence for each in copy.ours.claim(journal.sink, "ours", 1, LONG)] == [sequence]
+    assert copy.ours.write(journal.sink, [("a", b"body")], PLENTY)[0] > sequence
 
 
 # -- a server that may lose it -----------------------------------------------------------------------------------------

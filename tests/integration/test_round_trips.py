@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_cachetiers import MISSING, CachedTask, CacheTiers
+from celery_cachetiers import MISSING, CachedTask, CacheTiers, Write, sink
 from celery_cachetiers.testing import Gate
 from tests.integration.apps.local import Count, cached_app, close, closing, published, run_published, wait_listening
 from tests.processes import wait_until
 from tests.proxy import RedisProxy
-from tests.servers import RedisServer
+from tests.servers import RedisServer, RedisServers
 
 BACKGROUND = {"PUBLISH"}
 """The backplane's heartbeat: one PUBLISH every two seconds and process, whatever the calls do."""
@@ -204,6 +204,121 @@ def test_clear_put_and_invalidate_are_one_round_trip_each(app: Celery, redis_pro
     assert trips(redis_proxy) == [("EVALSHA",)] * 2
     CacheTiers(app).clear()
     assert trips(redis_proxy) == [("EVALSHA",)] * 2 + [("EVALSHA", "PUBLISH")]
+
+
+# -- write-behind ------------------------------------------------------------------------------------------------------
+
+TOGETHER = ("MULTI", "EVALSHA", "EVALSHA", "EXEC")
+"""Journal and entry in one transaction."""
+
+
+@pytest.fixture
+def orders(namespace: str) -> list[list[Write]]:
+    """The batches that the sink `namespace` has got; it takes 10 writes in one."""
+    batches: list[list[Write]] = []
+    sink(namespace, batch_size=10)(batches.append)
+    return batches
+
+
+def behind(app: Celery, proxy: RedisProxy, namespace: str, **options: Any) -> Any:
+    """An adder that writes behind, after one write and one flush; no worker is asked to flush."""
+    add = adder(app, sink=namespace, write="behind", **options)
+    warm(app, proxy)
+    add(-1)
+    add.cache.put((-2,), 0)
+    add.cache.delete(-2)
+    CacheTiers(app).writes.flush(namespace)
+    proxy.reset()
+    return add
+
+
+def test_a_put_behind_is_one_round_trip_with_its_journal_beside_it(
+    app: Celery, redis_proxy: RedisProxy, namespace: str, orders: list[list[Write]]
+) -> None:
+    add = behind(app, redis_proxy, namespace, tags=["sum:{x}"])
+
+    add.cache.put((1, 2), 3)
+
+    assert trips(redis_proxy) == [TOGETHER]
+
+
+def test_a_hundred_puts_behind_are_one_round_trip_as_well(
+    app: Celery, redis_proxy: RedisProxy, namespace: str, orders: list[list[Write]]
+) -> None:
+    add = behind(app, redis_proxy, namespace)
+
+    add.cache.put_many([((x,), x) for x in range(100)])
+
+    assert trips(redis_proxy) == [("MULTI", *["EVALSHA"] * 101, "EXEC")]
+
+
+@pytest.mark.parametrize("number", [1, 100])
+def test_puts_behind_are_three_round_trips_where_the_journal_has_a_server_of_its_own(
+    namespace: str, redis_factory: RedisServers, redis_proxy: RedisProxy, orders: list[list[Write]], number: int
+) -> None:
+    with (
+        RedisProxy(redis_factory().port) as own,
+        closing(cached_app(namespace, redis_proxy.url(), cachetiers_journal_url=own.url())) as app,
+    ):
+        add = behind(app, redis_proxy, namespace)
+        add.cache.put((-3,), 0)  # loads what it looks into the journal with
+        redis_proxy.reset()
+        own.reset()
+
+        add.cache.put_many([((x,), x) for x in range(number)])
+
+        assert trips(own) == [("EVALSHA",)] * 2  # the write; whether it is still the last
+        [entries] = trips(redis_proxy)
+        assert entries.count("EVALSHA") == number
+
+
+def test_a_delete_behind_is_two_round_trips(
+    app: Celery, redis_proxy: RedisProxy, namespace: str, orders: list[list[Write]]
+) -> None:
+    add = behind(app, redis_proxy, namespace)
+
+    add.cache.delete(1, 2)
+
+    assert trips(redis_proxy) == [("EVALSHA",)] * 2
+
+
+def test_a_compute_behind_costs_two_round_trips_over_any_other(
+    app: Celery, redis_proxy: RedisProxy, namespace: str, orders: list[list[Write]]
+) -> None:
+    add = behind(app, redis_proxy, namespace)
+
+    assert add(1, 2) == 3
+    # look, lease; what waits in the journal, and a sequence; the write; commit
+    assert trips(redis_proxy) == [("MGET",), *[("EVALSHA",)] * 4]
+
+
+@pytest.mark.parametrize(("records", "batches"), [(1, 1), (10, 1), (25, 3)])
+def test_a_flush_is_two_round_trips_for_each_batch_and_one_to_see_that_there_is_no_more(
+    app: Celery, redis_proxy: RedisProxy, namespace: str, orders: list[list[Write]], records: int, batches: int
+) -> None:
+    add = behind(app, redis_proxy, namespace)
+    add.cache.put_many([((x,), x) for x in range(records)])
+    orders.clear()
+    redis_proxy.reset()
+
+    CacheTiers(app).writes.flush(namespace)
+
+    assert [len(batch) for batch in orders] == [min(10, records - at) for at in range(0, records, 10)]
+    assert trips(redis_proxy) == [("EVALSHA",)] * (2 * batches + 1)
+
+
+def test_a_flush_invalidates_in_one_round_trip_a_batch(
+    app: Celery, redis_proxy: RedisProxy, namespace: str, orders: list[list[Write]]
+) -> None:
+    add = behind(app, redis_proxy, namespace, invalidates=["sum:{x}"])
+    add.cache.put_many([((x,), x) for x in range(10)])
+    redis_proxy.reset()
+
+    CacheTiers(app).writes.flush(namespace)
+
+    [claimed, invalidated, acknowledged, empty] = trips(redis_proxy)
+    assert claimed == acknowledged == empty == ("EVALSHA",)
+    assert invalidated == ("EVALSHA", "PUBLISH")
 
 
 def test_a_failing_body_costs_the_release_instead_of_the_commit(app: Celery, redis_proxy: RedisProxy) -> None:

@@ -81,6 +81,13 @@ def _totals(text: str) -> list[int]:
     return [int(number.replace(",", "")) for number in found[1].split()]
 
 
+def _counts(facts: str, text: str) -> list[int]:
+    """What was acknowledged, what SQLite has, and how many products are wrong."""
+    found = re.search(rf"^{facts}((?: +[\d,]+){{3}})", text, re.MULTILINE)
+    assert found is not None, text
+    return [int(number.replace(",", "")) for number in found[1].split()]
+
+
 def test_the_demo_computes_less_than_it_is_asked_for_and_shows_no_stale_page(scratch: Path) -> None:
     with _demo(scratch) as demo:
         output, errors = demo.communicate(timeout=ENDS_WITHIN)
@@ -92,17 +99,31 @@ def test_the_demo_computes_less_than_it_is_asked_for_and_shows_no_stale_page(scr
         assert _number(r"([\d,]+) renames, ", output) > 0
         assert _number(r"([\d,]+) pages checked", output) > 0
         assert _number(r"([\d,]+) stale pages", output) == 0
-        assert all(page in output for page in ("profile", "top_users", "order_report"))
+        assert all(page in output for page in ("profile", "top_users", "order_report", "product"))
         assert errors == ""
         assert _processes(scratch) == []
         assert list(scratch.iterdir()) == []
+
+
+def test_a_flusher_that_is_killed_costs_no_count(scratch: Path) -> None:
+    with _demo(scratch) as demo:
+        output, errors = demo.communicate(timeout=ENDS_WITHIN)
+
+        assert demo.returncode == 0, f"{output}\n{errors}"
+        assert _number(r"killed \(kill -9\) with ([\d,]+) writes in its hands", output) > 0
+        for facts in ("views", "pieces sold"):
+            acknowledged, stored, wrong = _counts(facts, output)
+            assert acknowledged == stored
+            assert wrong == 0
+        assert _counts("views", output)[0] > 0
+        assert _number(r"([\d,]+) product pages show another stock", output) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_neither_a_process_nor_a_file(scratch: Path, number: signal.Signals) -> None:
     with _demo(scratch) as demo:
         _read_until("visitors for", demo)
-        assert len(_processes(scratch)) >= 6  # the demo, Redis, the worker and its two children, beat
+        assert len(_processes(scratch)) >= 7  # the demo, Redis, the worker and its two children, the flusher, beat
 
         demo.send_signal(number)
         _, errors = demo.communicate(timeout=ENDS_WITHIN)

@@ -16,16 +16,23 @@ from celery_cachetiers import (
     CacheTiers,
     CacheTiersError,
     ConfigurationError,
+    JournalFull,
     NotCached,
+    SinkRejected,
+    SinkTimeout,
+    SinkUnavailable,
+    SQLAlchemySink,
     TagError,
     TierUnavailable,
     UncacheableArgument,
     UnusableEntry,
+    Write,
     __version__,
     clear,
     invalidate_key,
     invalidate_tag,
     invalidate_tags,
+    sink,
 )
 from celery_cachetiers.signals import cache_hit, cache_miss, cache_stored, tag_invalidated
 
@@ -190,3 +197,31 @@ def results(result: CachedResult) -> None:
 
 
 assert_type(__version__, str)
+
+
+@sink("orders", batch_size=100, max_delay=2, when_full="raise", durability="disk")
+def save(writes: list[Write]) -> None:
+    raise SinkRejected({write.key: ValueError(write.value) for write in writes if write.deleted})
+
+
+@sink("files")
+class Files:
+    def open(self) -> None:
+        raise SinkUnavailable("the disk is full")
+
+    def write(self, writes: list[Write]) -> None: ...
+
+
+def sinks() -> None:
+    assert_type(save([]), None)
+    Files().open()
+    assert_type(
+        sink("table")(SQLAlchemySink("sqlite://", "orders", key=("id",), columns=lambda write: {"id": write.args[0]})),
+        SQLAlchemySink,
+    )
+    try:
+        save([])
+    except SinkTimeout as slow:
+        assert_type(slow.seconds, float)
+    except JournalFull as full:
+        assert_type(full.max_pending, int)

@@ -39,6 +39,8 @@ from celery_cachetiers.entry import (
     unpack,
 )
 from celery_cachetiers.errors import ConfigurationError, UnusableEntry
+from celery_cachetiers.outlet import packed
+from celery_cachetiers.writes import Write
 
 DATA = Path(__file__).parent / "data"
 TIMES = Times(1_700_000_000.5, 1_700_000_300.5, 1_700_000_360.5, 0.25)
@@ -564,9 +566,28 @@ def odd_serializers() -> Iterator[None]:
     register("numbers", only_numbers, int, "application/x-numbers")
     register("write-only", str, None, "application/x-write-only")
     register("wrong", lambda value: value, int, "application/x-wrong")
+    register("lossy", str, int, "application/x-lossy")
     yield
-    for name in ("not-installed", "numbers", "write-only", "wrong"):
+    for name in ("not-installed", "numbers", "write-only", "wrong", "lossy"):
         unregister(name)
+
+
+@pytest.mark.usefixtures("odd_serializers")
+def test_what_is_to_be_readable_is_refused_where_it_cannot_be_read_again() -> None:
+    codec = Codec("lossy", ["lossy"])
+
+    assert codec.decode(codec.encode("7", TIMES, (), KEY, readable=True), KEY) == 7
+    assert codec.encode("seven", TIMES, (), KEY)
+    with pytest.raises(UnusableEntry, match="undecodable"):
+        codec.encode("seven", TIMES, (), KEY, readable=True)
+
+
+@pytest.mark.usefixtures("odd_serializers")
+def test_a_write_that_could_not_be_read_again_is_no_record() -> None:
+    write = Write("proj.order", (), {}, KEY, "a value", False, 0, 1_700_000_000.0)
+
+    with pytest.raises(UnusableEntry, match="undecodable"):
+        packed(Codec("lossy", ["lossy"]), write, ())
 
 
 @pytest.mark.usefixtures("odd_serializers")

@@ -96,7 +96,7 @@ LAYERS = {
         modules=(
             *("", "app", "settings", "declaration", "memoized", "task", "task_cache"),
             *("result", "publishing", "tasks", "failures", "seat", "room", "answering", "loops"),
-            *("outlet", "write_behind", "schedule", "counting"),
+            *("outlet", "write_behind", "dead_letter", "schedule", "counting"),
             *("body", "commits", "invalidating", "registry"),
             *("broker_limits", "worker_requests", "waiting_room", "signals"),
             *("sinks", "sink_target", "sink_writer", "sqlalchemy_sink", "sqlalchemy_statements", "sqlalchemy_outages"),

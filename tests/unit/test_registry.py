@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import Celery, Task
+from celery import Celery, Task, _state
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +18,9 @@ from celery_cachetiers.registry import StartCheck, meet, pattern_of
 
 
 @pytest.fixture
-def app() -> Iterator[Celery]:
+def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
+    """An app of its own tasks alone: Celery gives every app the shared tasks of all others in the process."""
+    monkeypatch.setattr(_state, "_on_app_finalizers", set())
     app = Celery("registry", broker="memory://", set_as_current=False)
     yield app
     CacheTiers(app).reset()

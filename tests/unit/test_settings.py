@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import types
 from typing import Any
 
@@ -12,6 +13,8 @@ import redis
 from celery import Celery
 
 from celery_cachetiers import CachedTask, CacheTiers, ConfigurationError, TierUnavailable
+from celery_cachetiers import app as extension
+from celery_cachetiers.metrics.tally import Counters
 from celery_cachetiers.settings import backend_redis, settings_of
 
 
@@ -335,3 +338,24 @@ def test_a_codec_that_kombu_does_not_know_is_refused_at_first_use(option: str) -
 
     with pytest.raises(ConfigurationError, match="jsn"):
         task(1)
+
+
+def test_threads_that_bind_their_first_tasks_at_once_share_one_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    app, others = app_with(), list[CacheTiers]()
+
+    class Slow(Counters):
+        """Whoever makes the first one is overtaken by another thread, which makes and installs its own."""
+
+        def __init__(self) -> None:
+            monkeypatch.setattr(extension, "Counters", Counters)
+            overtaking = threading.Thread(target=lambda: others.append(CacheTiers(app)))
+            overtaking.start()
+            overtaking.join(10)
+            super().__init__()
+
+    monkeypatch.setattr(extension, "Counters", Slow)
+
+    overtaken = CacheTiers(app)
+
+    assert others == [overtaken]
+    assert CacheTiers(app) is overtaken

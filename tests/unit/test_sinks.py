@@ -374,10 +374,11 @@ def test_an_open_that_fails_is_tried_again_next_time(made: Any, recorder: type[R
                 raise OSError("the database is away")
 
     orders = made(Failing)
-    with pytest.raises(OSError, match="away"):
+    with pytest.raises(SinkUnavailable, match="away") as raised:  # nobody's attempt counts
         orders.write([a_write()])
     orders.write([a_write()])
 
+    assert isinstance(raised.value.__cause__, OSError)
     assert [each.names for each in recorder.made] == [["open"], ["open", "write"]]
 
 

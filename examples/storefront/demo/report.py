@@ -1,4 +1,4 @@
-"""What the demo prints at its end: the table of the pages, and the verdict on what they showed."""
+"""What the demo prints at its end: the table of the pages, the verdict on what they showed, and the counts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from celery_cachetiers import CacheTiers
 from examples.storefront import shop
 from examples.storefront.app import app
+from examples.storefront.demo.ledger import Count
 from examples.storefront.demo.names import Names
 from examples.storefront.demo.visitors import PAGES, Calls, Visitors
 
@@ -59,6 +60,46 @@ def lines(visitors: Visitors) -> list[Line]:
     return [Line.of(page, calls) for page, calls in visitors.calls.items()]
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of everything that was written behind.
+
+    Attributes:
+        in_hands: Writes that the worker which was killed had in its hands.
+        waited: Writes that waited when the last visitor had gone, and the seconds until SQLite had them.
+        left: Writes that it does not have yet.
+        stale_stocks: Products whose page shows another stock than SQLite.
+    """
+
+    counts: Sequence[Count]
+    orders: int
+    in_hands: int
+    waited: tuple[int, float]
+    left: int
+    stale_stocks: int
+
+    @property
+    def right(self) -> bool:
+        return not (self.left or self.stale_stocks or any(count.wrong for count in self.counts))
+
+
+def show_written(console: Console, written: Written) -> None:
+    """Prints the counts."""
+    table = _empty_table("written behind", "acknow-\nledged", "in\nSQLite", "wrong", "batches", "came\ntwice")
+    for count in written.counts:
+        numbers = count.acknowledged, count.stored, count.wrong, count.batches, count.again
+        table.add_row(count.facts, *map("{:,}".format, numbers))
+    console.print()
+    console.print(table)
+    console.print()
+    console.print(f"The flushing worker was killed (kill -9) with {written.in_hands:,} writes in its hands.")
+    waited, seconds = written.waited
+    console.print(f"{waited:,} writes waited when the visitors had gone; SQLite had them {seconds:.1f} s later.")
+    console.print(f"{written.orders:,} orders; {written.stale_stocks} product pages show another stock than SQLite.")
+    if not written.right:
+        console.print(f"The counts are wrong; {written.left} writes still wait.", style="bold red")
+
+
 def show(console: Console, table: Sequence[Line], names: Names, beat_asked: int) -> None:
     """Prints everything."""
     console.print()
@@ -89,13 +130,20 @@ def _table(lines: Sequence[Line]) -> Table:
         ("compute\np50, ms", ""),
         ("seconds\nsaved", f"{saved:,.1f}"),
     ]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, show_footer=True)
-    table.footer_style = "bold"
-    for header, total in columns:
-        justify: JustifyMethod = "left" if header == "page" else "right"
-        table.add_column(header, total, justify=justify, no_wrap=True, vertical="bottom")
+    table = _empty_table(*(header for header, _ in columns))
+    table.show_footer, table.footer_style = True, "bold"
+    for column, (_, total) in zip(table.columns, columns, strict=True):
+        column.footer = total
     for line in lines:
         table.add_row(*line.cells())
+    return table
+
+
+def _empty_table(*headers: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for number, header in enumerate(headers):
+        justify: JustifyMethod = "right" if number else "left"
+        table.add_column(header, justify=justify, no_wrap=True, vertical="bottom")
     return table
 
 

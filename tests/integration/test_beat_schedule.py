@@ -1,0 +1,240 @@
+"""Beat sends the flush by itself, whatever its scheduler is and whoever else writes into its schedule."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.beat import Scheduler, Service
+from celery.signals import beat_init
+
+from celery_cachetiers.schedule import entries
+from tests.integration.apps.behind_tasks import BehindDeployment
+from tests.integration.apps.worker_setup import new_name
+from tests.processes import ROOT, Process, remove_directory, scratch_directory, wait_until
+from tests.servers import RedisServers
+
+pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
+
+FLUSH = "celery_cachetiers.flush"
+SENT = f"Scheduler: Sending due task {FLUSH} ({FLUSH})"
+OWN = {"nap-often": {"task": "nap", "schedule": 0.5}}
+
+Deploy = Callable[..., BehindDeployment]
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[RedisServers]:
+    servers = RedisServers()
+    yield servers
+    servers.close()
+
+
+@pytest.fixture
+def deploy(servers: RedisServers) -> Iterator[Deploy]:
+    """`deploy(**settings)`: the app here, with `cachetiers_flush_every` half a second."""
+    made: list[BehindDeployment] = []
+
+    def make(**settings: Any) -> BehindDeployment:
+        made.append(BehindDeployment(servers(), **{"cachetiers_flush_every": 0.5, **settings}))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.__exit__()
+
+
+def wait_for(process: Process, text: str, times: int = 1) -> None:
+    wait_until(lambda: process.log_text().count(text) >= times, timeout=30, message=text, process=process)
+
+
+def sent(deployment: BehindDeployment, queue: str | None = None) -> list[dict[str, Any]]:
+    """The messages in a queue, the first sent first."""
+    with deployment.server.client(1, decode_responses=True) as broker:
+        found = broker.lrange(queue or f"{deployment.namespace}-queue", 0, -1)
+    return [json.loads(each) for each in reversed(found)]
+
+
+# ---- Celery's own scheduler ------------------------------------------------------------------------------------------
+
+
+def test_beat_sends_the_flush_by_itself_and_its_messages_expire(deploy: Deploy) -> None:
+    deployment = deploy()
+    with deployment.beat() as beat:
+        wait_for(beat, SENT, 2)
+        assert "Traceback" not in beat.log_text()
+
+    headers = [message["headers"] for message in sent(deployment)]
+    assert {each["task"] for each in headers} == {FLUSH}
+    assert all(each["expires"] for each in headers)
+
+
+@pytest.mark.parametrize("when", ["beat_schedule", "behind_schedule"])
+def test_it_does_so_beside_the_apps_own_schedule_assigned_before_or_after(deploy: Deploy, when: str) -> None:
+    with deploy(**{when: OWN}).beat() as beat:
+        wait_for(beat, SENT)
+        wait_for(beat, "Sending due task nap-often (nap)")
+
+
+def test_an_own_entry_of_the_same_name_stays(deploy: Deploy) -> None:
+    own = {FLUSH: {"task": "nap", "schedule": 0.5}}
+    deployment = deploy(behind_schedule=own)
+    with deployment.beat() as beat:
+        wait_for(beat, f"Scheduler: Sending due task {FLUSH} (nap)", 2)
+
+        assert SENT not in beat.log_text()
+
+
+def test_a_scheduler_that_keeps_its_schedule_in_a_file_goes_on_after_a_restart(deploy: Deploy, tmp_path: Path) -> None:
+    kept = f"--schedule={tmp_path}/kept"
+    for _ in range(2):
+        with _beat(deploy(), kept) as beat:
+            wait_for(beat, SENT, 2)
+            assert "Traceback" not in beat.log_text()
+
+
+class _beat:
+    """A beat whose schedule outlives it."""
+
+    def __init__(self, deployment: BehindDeployment, *options: str, **env: str) -> None:
+        self.directory = scratch_directory("beat")
+        command = [sys.executable, "-m", "celery", "-A", deployment.module, "beat", "--loglevel=DEBUG"]
+        command += ["--max-interval=1", f"--pidfile={self.directory}/pid", *options]
+        environment = {**os.environ, **deployment.environment(), **env}
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(self.directory)])
+        self.process = Process(command, log=self.directory / "log", env=environment, cwd=self.directory)
+
+    def __enter__(self) -> Process:
+        self.process.start()
+        return self.process
+
+    def __exit__(self, *_: object) -> None:
+        self.process.stop()
+        remove_directory(self.directory)
+
+
+def test_the_queue_of_the_flushes_can_be_named(deploy: Deploy) -> None:
+    queue = new_name()
+    deployment = deploy(cachetiers_flush_queue=queue)
+    with deployment.beat() as beat:
+        wait_for(beat, SENT)
+        wait_until(lambda: bool(sent(deployment, queue)), timeout=10, message="a message", process=beat)
+
+    assert sent(deployment, queue)[0]["headers"]["task"] == FLUSH
+    assert sent(deployment) == []
+
+
+def test_a_worker_with_a_beat_in_it_flushes_what_waits(deploy: Deploy, tmp_path: Path) -> None:
+    deployment = deploy()
+    row = new_name()
+    deployment.task("order").cache.put((row,), "put")
+    with deployment.worker("--beat", f"--schedule={tmp_path}/kept") as worker:
+        wait_until(lambda: deployment.values(row) == ["put"], timeout=30, message=f"the flush\n{worker.log_tail()}")
+
+
+# ---- what is in the entry --------------------------------------------------------------------------------------------
+
+
+def test_a_sink_that_may_not_wait_so_long_shortens_it(deploy: Deploy) -> None:
+    deployment = deploy(cachetiers_flush_every=5, behind_sink={"max_delay": 1.5})
+
+    entry = entries(deployment.tiers)[FLUSH]
+    assert (entry["schedule"], entry["options"]) == (1.5, {"expires": 1.5})
+
+
+def test_one_that_may_wait_longer_does_not_lengthen_it(deploy: Deploy) -> None:
+    assert entries(deploy(behind_sink={"max_delay": 60}).tiers)[FLUSH]["schedule"] == 0.5
+
+
+def test_without_a_sink_nothing_is_sent(deploy: Deploy, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployment = deploy()
+    monkeypatch.setattr("celery_cachetiers.sinks._names", {})
+    assert FLUSH in entries(deployment.tiers)  # its tasks write behind, though this process has not imported the sink
+
+    for name in [name for name, task in deployment.app.tasks.items() if getattr(type(task), "write", None)]:
+        del deployment.app.tasks[name]
+    assert entries(deployment.tiers) == {}
+
+
+def test_an_app_without_the_extension_is_left_alone() -> None:
+    plain = Celery("plain", set_as_current=False)
+    service = Service(plain, scheduler_cls=Scheduler)
+    service.scheduler = Scheduler(plain)  # type: ignore[misc]
+    beat_init.send(sender=service)
+
+    assert FLUSH not in service.scheduler.schedule
+
+
+# ---- other schedulers ------------------------------------------------------------------------------------------------
+
+
+def test_redbeat_sends_it_and_goes_on_after_a_restart(deploy: Deploy) -> None:
+    pytest.importorskip("redbeat")
+    deployment = deploy()
+    settings = {"redbeat_redis_url": deployment.server.url(5), "redbeat_lock_key": None}
+    for _ in range(2):
+        with deployment.beat("--scheduler=redbeat.RedBeatScheduler", **settings) as beat:
+            wait_for(beat, SENT, 2)
+            assert "Traceback" not in beat.log_text()
+
+
+DJANGO = """
+    SECRET_KEY = "tests"
+    INSTALLED_APPS = ["django.contrib.contenttypes", "django_celery_beat"]
+    DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "DIRECTORY/db"}}
+    DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
+    USE_TZ = True
+"""
+LOOK = """
+    import django; django.setup()
+    from django_celery_beat.models import PeriodicTask
+    task = PeriodicTask.objects.get(name="celery_cachetiers.flush")
+    print(task.enabled, task.interval.every, task.expire_seconds, task.queue)
+"""
+
+
+def test_the_scheduler_of_django_celery_beat_has_it_in_its_database_and_may_turn_it_off(
+    deploy: Deploy, tmp_path: Path
+) -> None:
+    pytest.importorskip("django_celery_beat")
+    (tmp_path / "beat_settings.py").write_text(textwrap.dedent(DJANGO).replace("DIRECTORY", str(tmp_path)))
+    env = {"DJANGO_SETTINGS_MODULE": "beat_settings", "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+
+    def django(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments], env={**os.environ, **env}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    django("-m", "django", "migrate", "--verbosity=0")
+    deployment, scheduler = deploy(), "--scheduler=django_celery_beat.schedulers:DatabaseScheduler"
+    setup = {**env, "DJANGO_SETTINGS_MODULE": "beat_settings"}
+    with _django_beat(deployment, scheduler, setup) as beat:
+        wait_for(beat, SENT, 2)
+        assert "Traceback" not in beat.log_text()
+    assert django("-c", textwrap.dedent(LOOK)) == "True 1 1 None"
+    assert sent(deployment)[0]["headers"]["expires"]
+
+    off = textwrap.dedent(LOOK).replace("print(", "PeriodicTask.objects.update(enabled=False); print(")
+    django("-c", off)
+    with _django_beat(deployment, scheduler, setup) as beat:
+        wait_for(beat, "beat: Waking up", 2)
+        assert SENT not in beat.log_text()
+    assert django("-c", textwrap.dedent(LOOK)) == "False 1 1 None"
+
+
+class _django_beat(_beat):
+    def __init__(self, deployment: BehindDeployment, scheduler: str, env: dict[str, str]) -> None:
+        super().__init__(deployment, scheduler, **env)
+        environment = self.process._env
+        assert environment is not None
+        environment["PYTHONPATH"] = env["PYTHONPATH"]

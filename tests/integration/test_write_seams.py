@@ -1,0 +1,574 @@
+"""Where a value comes out of a task here, with a real journal: who writes, what it costs, what if it is away."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from celery_cachetiers import (
+    MISSING,
+    CachedTask,
+    CacheTiers,
+    ConfigurationError,
+    JournalFull,
+    TierUnavailable,
+    Write,
+    sink,
+    sinks,
+)
+from celery_cachetiers.events import Event
+from celery_cachetiers.signals import cache_hit
+from celery_cachetiers.testing import Gate
+from tests.integration.apps.local import (
+    Count,
+    cached_app,
+    closing,
+    published,
+    run_published,
+    run_python,
+    wait_listening,
+)
+from tests.processes import ReservedPort, wait_until
+from tests.proxy import RedisProxy
+from tests.servers import RedisServer, RedisServers
+
+BACKGROUND = {"PUBLISH"}
+
+
+class Table:
+    """A sink that keeps what it got."""
+
+    def __init__(self) -> None:
+        self.got: list[Write] = []
+        self.error: Exception | None = None
+
+    def __call__(self, writes: list[Write]) -> None:
+        if self.error is not None:
+            raise self.error
+        self.got += writes
+
+    def values(self) -> list[Any]:
+        return [write.value for write in self.got]
+
+
+@pytest.fixture(autouse=True)
+def own_sinks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    names: dict[str, Any] = {}
+    monkeypatch.setattr(sinks, "_names", names)
+    yield
+    for each in list(names.values()):
+        each.sink.close()
+
+
+@pytest.fixture
+def table() -> Table:
+    table = Table()
+    sink("rows")(table)
+    return table
+
+
+@pytest.fixture
+def app(namespace: str, redis_proxy: RedisProxy) -> Iterator[Celery]:
+    with closing(cached_app(namespace, redis_proxy.url())) as app:
+        yield app
+
+
+Task = tuple[Any, Count]
+
+
+def task_of(app: Celery, **options: Any) -> Task:
+    """A task that says how often it ran, behind unless told otherwise."""
+    count = Count()
+
+    @app.task(base=CachedTask, name="order", **{"sink": "rows", "write": "behind", **options})
+    def order(row: Any, more: Any = None) -> Any:
+        return f"{row}#{count(row)}"
+
+    return order, count
+
+
+def flush(app: Celery) -> Any:
+    return CacheTiers(app).writes.flush("rows")["rows"]
+
+
+def pending(app: Celery) -> int:
+    journal = CacheTiers(app).writes.journal
+    assert journal is not None
+    return journal.backlog("rows").pending
+
+
+# ---- each run writes once --------------------------------------------------------------------------------------------
+
+
+def eager(task: Any, *args: Any, **options: Any) -> Any:
+    task.app.conf.task_always_eager = True
+    return task.apply_async(args, **options).get()
+
+
+def direct(task: Any, *args: Any, **options: Any) -> Any:
+    return task(*args)
+
+
+def delayed(task: Any, *args: Any, **options: Any) -> Any:
+    result = task.apply_async(args, **options)
+    for each in run_published(task.app):
+        return each.get()
+    return result.get()
+
+
+WAYS = [direct, delayed, eager]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_writes_once_and_a_hit_nothing(app: Celery, table: Table, way: Callable[..., Any]) -> None:
+    order, count = task_of(app)
+
+    assert [way(order, "a"), way(order, "a")] == ["a#1", "a#1"]
+    assert table.got == []
+    flush(app)
+    assert (table.values(), len(count)) == (["a#1"], 1)
+
+
+@pytest.mark.parametrize("way", [delayed, eager])
+@pytest.mark.parametrize("mode", ["bypass", "refresh"])
+def test_a_run_past_the_cache_writes_too(app: Celery, table: Table, way: Callable[..., Any], mode: str) -> None:
+    order, _ = task_of(app)
+    way(order, "a")
+    flush(app)
+
+    assert way(order, "a", cache_mode=mode) == "a#2"
+    flush(app)
+    assert table.values() == ["a#1", "a#2"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("off", ["setting", "task", "suspended"])
+def test_a_cache_that_is_off_writes_all_the_same(app: Celery, table: Table, way: Callable[..., Any], off: str) -> None:
+    if off == "setting":
+        app.conf.cachetiers_enabled = False
+    order, _ = task_of(app, **({"cache_enabled": False} if off == "task" else {}))
+    CacheTiers(app).suspended = off == "suspended"
+
+    assert [way(order, "a"), way(order, "b"), way(order, "a")] == ["a#1", "b#2", "a#3"]
+    flush(app)
+    assert sorted(table.values()) == ["a#3", "b#2"]  # a key that is written twice is delivered once
+
+
+def test_so_it_does_when_the_environment_turns_it_off(redis_server: RedisServer, namespace: str) -> None:
+    done = run_python(
+        f"""
+        from celery import Celery
+        from celery_cachetiers import CachedTask, CacheTiers, sink
+        app = Celery("proj")
+        app.conf.update(cachetiers_url={redis_server.url()!r}, cachetiers_namespace={namespace!r})
+        sink("rows")(lambda writes: print([write.value for write in writes]))
+
+        @app.task(base=CachedTask, sink="rows", write="behind")
+        def order(row):
+            return row
+
+        order(1), order(1)
+        CacheTiers(app).writes.flush()
+        """,
+        CACHETIERS_ENABLED="0",
+    )
+
+    assert done == "[1]"
+
+
+def test_a_call_without_a_key_writes_through(app: Celery, table: Table) -> None:
+    order, _ = task_of(app)
+    order(threading.Lock())
+
+    assert [write.key for write in table.got] == [""]
+    assert pending(app) == 0
+
+
+def test_a_refresh_writes_and_so_does_a_put(app: Celery, table: Table) -> None:
+    order, _ = task_of(app)
+    order.cache.put(("a",), "put")
+    flush(app)
+
+    assert order.cache.refresh("a") == "a#1"
+    flush(app)
+    assert table.values() == ["put", "a#1"]
+
+
+def test_a_value_that_cache_if_refuses_is_written(app: Celery, table: Table) -> None:
+    order, _ = task_of(app, cache_if=lambda value: False)
+    order("a")
+    flush(app)
+
+    assert table.values() == ["a#1"]
+
+
+@pytest.mark.parametrize("write", ["behind", "through"])
+def test_of_a_body_that_calls_its_own_key_the_outer_value_stays_in_cache_and_sink(
+    app: Celery, table: Table, write: str
+) -> None:
+    depth: list[int] = []
+
+    @app.task(base=CachedTask, name="nested", sink="rows", write=write)
+    def nested(row: str) -> str:
+        depth.append(1)
+        return "inner" if len(depth) > 1 else f"outer of {nested(row)}"
+
+    assert nested("a") == nested.cache.get("a") == "outer of inner"
+    flush(app)
+    assert max(table.got, key=lambda write: write.sequence).value == "outer of inner"
+
+
+# ---- through ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_sink_that_fails_fails_the_call_and_nothing_is_cached(app: Celery, table: Table) -> None:
+    order, count = task_of(app, write="through")
+    table.error = LookupError("no table")
+    with pytest.raises(LookupError, match="no table"):
+        order("a")
+    assert order.cache.get("a") is MISSING
+    table.error = None
+
+    assert order("a") == "a#2"
+    assert (table.values(), len(count)) == (["a#2"], 2)
+
+
+def test_a_put_that_the_sink_refuses_is_not_cached(app: Celery, table: Table) -> None:
+    order, _ = task_of(app, write="through")
+    table.error = LookupError("no table")
+
+    with pytest.raises(LookupError):
+        order.cache.put(("a",), "put")
+    assert order.cache.get("a") is MISSING
+
+
+def test_through_needs_no_redis(namespace: str, table: Table) -> None:
+    with closing(cached_app(namespace)) as app:
+        order, _ = task_of(app, write="through")
+        assert order("a") == "a#1"
+        order.cache.put(("b",), 2)
+        order.cache.delete("b")
+
+    assert [(write.value, write.deleted) for write in table.got] == [("a#1", False), (2, False), (None, True)]
+    assert [write.sequence for write in table.got] == sorted({write.sequence for write in table.got})
+
+
+def test_behind_without_any_redis_writes_through_and_says_so(
+    namespace: str, table: Table, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(cached_app(namespace)) as app:
+        order, _ = task_of(app)
+        order("a")
+
+        assert table.values() == ["a#1"]
+        assert "no Redis for the journal: written through instead" in caplog.text
+        with pytest.raises(ConfigurationError, match="there is none to keep a journal in"):
+            CacheTiers(app).writes.flush()
+
+
+# ---- the journal is away ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["refuse", "hang"])
+def test_without_the_journal_the_sink_has_the_value_once_and_at_once(
+    app: Celery, redis_proxy: RedisProxy, table: Table, fault: str
+) -> None:
+    app.conf.cachetiers_timeout = 0.05
+    order, count = task_of(app)
+    order("warm")
+    getattr(redis_proxy, fault)()
+
+    assert order("a") == "a#2"
+    assert table.values() == ["a#2"]
+    redis_proxy.heal()
+    flush(app)
+    assert table.values() == ["a#2", "warm#1"]
+    assert len(count) == 2
+
+
+def test_a_put_without_the_journal_is_in_the_sink_and_says_that_the_cache_has_it_not(
+    app: Celery, redis_proxy: RedisProxy, table: Table
+) -> None:
+    order, _ = task_of(app)
+    redis_proxy.refuse()
+
+    with pytest.raises(TierUnavailable):
+        order.cache.put(("a",), "put")
+    assert table.values() == ["put"]
+
+
+def test_an_answer_that_is_lost_costs_a_second_delivery_of_an_older_sequence_at_most(
+    app: Celery, redis_proxy: RedisProxy, table: Table
+) -> None:
+    order, _ = task_of(app)
+    order("warm")
+    flush(app)
+    outlet = order.memoized.outlet
+    redis_proxy.on_command = lambda command: redis_proxy.mute() if b"lost" in b"".join(command) else None
+    assert outlet.deliver(order.cache.key("a"), ("a",), {}, "lost")
+    redis_proxy.on_command = None
+    redis_proxy.heal()
+    flush(app)
+
+    delivered = [write for write in table.got if write.value == "lost"]
+    assert len(delivered) == 2
+    assert delivered[1].sequence < delivered[0].sequence
+
+
+def test_a_write_that_no_replica_confirms_is_in_the_sink_at_once_and_comes_again(app: Celery) -> None:
+    table = Table()
+    sink("rows", durability="replica")(table)
+    order, _ = task_of(app)
+    order("a")
+
+    assert table.values() == ["a#1"]
+    flush(app)
+    assert table.values() == ["a#1", "a#1"]
+    assert table.got[0].sequence == table.got[1].sequence
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_evicts_any_key_is_refused_at_the_first_write(
+    namespace: str, redis_factory: RedisServers, table: Table
+) -> None:
+    server = redis_factory("--maxmemory-policy", "allkeys-lru")
+    with closing(cached_app(namespace, server.url())) as app:
+        order, _ = task_of(app)
+        with pytest.raises(ConfigurationError, match="its maxmemory-policy is allkeys-lru"):
+            order("a")
+
+        assert order.cache.get("a") is MISSING
+        assert table.got == []
+
+
+def test_the_journal_may_be_elsewhere(namespace: str, redis_factory: RedisServers, table: Table) -> None:
+    evicting, keeping = redis_factory("--maxmemory-policy", "allkeys-lru"), redis_factory()
+    with closing(cached_app(namespace, evicting.url(), cachetiers_journal_url=keeping.url())) as app:
+        order, _ = task_of(app)
+        order("a")
+
+        with keeping.client() as journal, evicting.client() as cache:
+            assert {key.split(b":")[2] for key in journal.scan_iter()} == {b"rows}"}
+            assert not [key for key in cache.scan_iter() if b"wb:" in key]
+
+
+def test_a_sink_that_nobody_has_registered_is_refused_at_first_use(app: Celery) -> None:
+    order, count = task_of(app, sink="nowhere")
+
+    with pytest.raises(ConfigurationError, match=r"sink='nowhere' of task order .*has imported \(none yet\)"):
+        order.delay("a")
+    with pytest.raises(ConfigurationError):
+        order("a")
+    assert len(count) == 0
+
+
+def test_to_delete_takes_a_sink(app: Celery) -> None:
+    @app.task(base=CachedTask, name="plain")
+    def plain(row: str) -> str:
+        return row
+
+    with pytest.raises(ConfigurationError, match="a sink to delete from"):
+        plain.cache.delete("a")
+
+
+def test_a_full_journal_raises_out_of_the_call(app: Celery) -> None:
+    sink("rows", max_pending=1, when_full="raise")(Table())
+    order, _ = task_of(app)
+    order("a")
+
+    with pytest.raises(JournalFull):
+        order("b")
+    assert order.cache.get("b") is MISSING
+
+
+# ---- who is asked to flush -------------------------------------------------------------------------------------------
+
+
+def test_a_broker_that_is_away_fails_no_write_and_is_not_waited_for(
+    app: Celery, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink("rows", batch_size=1)(Table())
+    order, _ = task_of(app)
+    flush_task, given = app.tasks["celery_cachetiers.flush"], []
+    monkeypatch.setattr(
+        flush_task, "apply_async", lambda *args, **options: given.append(options) or real(*args, **options)
+    )
+    real = type(flush_task).apply_async.__get__(flush_task)
+    nobody = ReservedPort()
+    app.conf.broker_url = f"redis://127.0.0.1:{nobody.number}/0"
+    order.cache.put(("a",), "put")
+    nobody.release()
+
+    assert pending(app) == 1
+    assert "no worker could be asked to flush rows" in caplog.text
+    assert given[0]["retry_policy"]["max_retries"] == 1
+
+
+def test_the_message_goes_to_the_queue_of_the_flushes_and_expires(app: Celery) -> None:
+    sink("rows", batch_size=1)(Table())
+    app.conf.update(cachetiers_flush_queue="flushes", cachetiers_flush_every=20.0)
+    order, _ = task_of(app)
+    order.cache.put(("a",), "put")
+
+    assert published(app) == []
+    app.conf.task_default_queue = "flushes"
+    [message] = published(app)
+    assert message.headers["task"] == "celery_cachetiers.flush"
+    assert message.payload[0] == ["rows", 1.0]  # for a moment: there is one for each batch, and slots are for tasks
+    assert message.headers["expires"]
+
+
+def test_an_eager_app_asks_nobody(app: Celery) -> None:
+    table = Table()
+    sink("rows", batch_size=1)(table)
+    order, _ = task_of(app)
+    app.conf.task_always_eager = True
+    order.cache.put(("a",), "put")
+
+    assert published(app) == []
+    assert table.got == []
+
+
+# ---- what it costs ---------------------------------------------------------------------------------------------------
+
+
+def trips(proxy: RedisProxy) -> int:
+    return len([trip for trip in proxy.trips if not set(trip) <= BACKGROUND])
+
+
+def warm(app: Celery, proxy: RedisProxy, order: Any) -> None:
+    wait_listening(app)
+    for _ in range(2):
+        order.cache.put(("warm",), 1)
+        order.cache.delete("warm")
+        order("warm")
+    order.cache.refresh("warm")
+    flush(app)
+    proxy.reset()
+
+
+@pytest.mark.parametrize(("write", "more"), [("behind", 2), ("through", 1)])
+def test_a_miss_costs_one_look_and_one_write_more(
+    app: Celery, redis_proxy: RedisProxy, table: Table, write: str, more: int
+) -> None:
+    order, _ = task_of(app, write=write)
+    warm(app, redis_proxy, order)
+    order("a")
+
+    assert trips(redis_proxy) <= 3 + more
+    redis_proxy.reset()
+    order("a")
+    assert trips(redis_proxy) == 0
+
+
+def test_many_puts_are_one_round_trip(app: Celery, redis_proxy: RedisProxy, table: Table) -> None:
+    order, _ = task_of(app)
+    warm(app, redis_proxy, order)
+    order.cache.put_many([((f"r{number}",), number) for number in range(10)])
+
+    assert trips(redis_proxy) == 1
+    assert [order.cache.get(f"r{number}") for number in range(10)] == list(range(10))
+    flush(app)
+    assert table.values()[-10:] == list(range(10))
+
+
+def test_a_deletion_is_two_round_trips(app: Celery, redis_proxy: RedisProxy, table: Table) -> None:
+    order, _ = task_of(app)
+    warm(app, redis_proxy, order)
+    order.cache.delete("a")
+
+    assert trips(redis_proxy) == 2
+
+
+# ---- what waits answers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gone", ["evicted", "expired", "invalidated", "cleared"])
+def test_reads_do_not_go_back_while_a_write_waits(
+    app: Celery, table: Table, redis_server: RedisServer, gone: str
+) -> None:
+    tiers, heard = CacheTiers(app), []
+    tiers.events.subscribe(lambda event, task, details: heard.append(details["tier"]), Event.HIT)
+    signalled: list[Any] = []
+    order, count = task_of(app, tags=["row:{row}"])
+    order("a")
+    before = order.cache.info()
+
+    def receive(sender: Any, tier: str, stale: bool, key: str, **_: object) -> None:
+        signalled.append((sender.name, tier, stale, key))
+
+    cache_hit.connect(receive)
+    try:
+        if gone == "evicted":
+            with redis_server.client() as client:
+                client.delete(*client.keys(f"{app.conf.cachetiers_namespace}:*:e:*"))
+            tiers.cache.parts.l1.clear()
+        elif gone == "expired":
+            tiers.cache.parts.l1.clear()
+            with redis_server.client() as client:
+                [entry] = client.keys(f"{app.conf.cachetiers_namespace}:*:e:*")
+                client.pexpire(entry, 1)
+                wait_until(lambda: not client.exists(entry), timeout=10, message="the entry's end")
+        elif gone == "invalidated":
+            tiers.invalidate_tag("row:a")
+        else:
+            tiers.clear()
+        assert order("a") == "a#1"
+    finally:
+        cache_hit.disconnect(receive)
+
+    info = order.cache.info()
+    assert len(count) == 1
+    assert (info.journal_hits, info.computes, info.misses) == (1, before.computes, before.misses)
+    assert heard == ["journal"]
+    assert signalled == [("order", "journal", False, order.cache.key("a"))]
+    flush(app)
+    assert table.values() == ["a#1"]
+
+
+def test_once_it_is_flushed_the_body_is_asked_again(app: Celery, table: Table) -> None:
+    order, _ = task_of(app)
+    order("a")
+    flush(app)
+    order.cache.invalidate("a")
+
+    assert order("a") == "a#2"
+    assert order.cache.info().journal_hits == 0
+
+
+def test_a_put_while_the_body_runs_wins_in_cache_journal_and_sink(app: Celery, table: Table) -> None:
+    gate = Gate()
+
+    @app.task(base=CachedTask, name="order", sink="rows", write="behind")
+    def order(row: str) -> str:
+        gate.pass_through()
+        return "computed"
+
+    thread = threading.Thread(target=order, args=("a",))
+    thread.start()
+    gate.wait_reached()
+    order.cache.put(("a",), "put")
+    gate.open()
+    thread.join()
+
+    assert order.cache.get("a") == "put"
+    order.cache.invalidate("a")
+    assert order("a") == "put"
+    flush(app)
+    assert table.values() == ["put"]
+
+
+def test_a_value_that_json_cannot_hold_ends_what_waited_before_it(app: Celery, table: Table) -> None:
+    order, _ = task_of(app)
+    odd = object()
+    order.memoized.outlet.deliver(order.cache.key("a"), ("a",), {}, "older")
+    order.memoized.outlet.deliver(order.cache.key("a"), ("a",), {}, odd)
+
+    assert table.values() == ["older", odd]
+    assert pending(app) == 0
