@@ -23,6 +23,7 @@ NAMES = (
     "invalidate",
     "evict",
     "write_behind",
+    "counters",
 )
 
 

@@ -61,10 +61,13 @@ class Answering:
         self._thread = ThreadPoolExecutor(1, "cachetiers-answers")
         self._asked: dict[Future[None], Any] = {}
 
-    def give(self, request: Any, answer: Answer) -> None:
+    def give(self, request: Any, answer: Answer, tell: Callable[[], object] = lambda: None) -> None:
         """Answers a request; to be called where the worker's requests may be touched.
 
         A revoked or expired one is discarded, as the pool would do.
+
+        Args:
+            tell: Called when it is answered indeed, just before.
         """
         if request.revoked():
             return
@@ -73,7 +76,7 @@ class Answering:
         request.terminate = request.cancel = _nothing
         give_seat(request, answer)
         request.on_accepted(os.getpid(), time.monotonic())
-        asked = self._thread.submit(self._trace, request)
+        asked = self._thread.submit(self._trace, request, tell)
         self._asked[asked] = request
         asked.add_done_callback(lambda done: self._asked.pop(done, None))
 
@@ -84,10 +87,11 @@ class Answering:
         self._thread.shutdown(wait=False)
         return left
 
-    def _trace(self, request: Any) -> None:
+    def _trace(self, request: Any, tell: Callable[[], object]) -> None:
         args = (request.type, request.id, request.request_dict, request._payload, None, None)
         try:
             with _quiet.lock:
+                tell()
                 if self._app.use_fast_trace_task:
                     traced = fast_trace_task(*args)
                 else:

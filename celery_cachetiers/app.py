@@ -23,15 +23,17 @@ from celery_cachetiers.client import RedisClient
 from celery_cachetiers.clock import Clock, SystemClock
 from celery_cachetiers.codec import Codec
 from celery_cachetiers.commits import check_on_commit, open_transactions
+from celery_cachetiers.counting import Counting, listen
 from celery_cachetiers.errors import ConfigurationError
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.leases.keeper import Keeper
 from celery_cachetiers.metrics.tally import Counters
 from celery_cachetiers.parts import Parts
 from celery_cachetiers.policy import Policy, Settings
+from celery_cachetiers.ports import LeaseRequest
 from celery_cachetiers.settings import backend_redis, settings_of
 from celery_cachetiers.signals import feed
-from celery_cachetiers.templates import checked_tag, escape_tag
+from celery_cachetiers.templates import checked_tag, escape_tag, task_of
 from celery_cachetiers.tiers.layout import Layout
 from celery_cachetiers.tiers.memory import MemoryTier
 from celery_cachetiers.tiers.redis import RedisStore
@@ -60,6 +62,7 @@ class CacheTiers:
     app: Celery
     events: Events
     counters: Counters
+    counting: Counting
     clock: Clock
     seen_tags: SeenTags
     suspended: bool = False
@@ -85,6 +88,7 @@ class CacheTiers:
         self.clock = SystemClock()
         self.events, self.counters, self.seen_tags = Events(), Counters(), SeenTags()
         self.events.subscribe(self.counters)
+        self.counting = Counting(self)
         self.events.subscribe(log, *_LINES)
         feed(self)
         self.tasks, self.invalidations = weakref.WeakSet(), {}
@@ -101,11 +105,12 @@ class CacheTiers:
             ["celery_cachetiers.registry:StartCheck", "celery_cachetiers.schedule:WriteBehindCheck"]
         )
         from celery_cachetiers.invalidating import watch
-        from celery_cachetiers.schedule import listen
+        from celery_cachetiers.schedule import listen as listen_to_workers
         from celery_cachetiers.tasks import register
 
         register(app)
         watch(self)
+        listen_to_workers()
         listen()
         return self
 
@@ -148,6 +153,21 @@ class CacheTiers:
             max_bytes=policy.max_bytes,
             signing_keys=self.settings.signing_key,
         )
+
+    def stats(self, task: str | None = None) -> dict[str, Any]:
+        """What all processes have counted, added up in Redis, this process' latest included; one task's by its name.
+
+        Returns:
+            ``tasks``: name to counters; ``total``: all tasks together; ``ratio``: their hit ratio, ``None`` without
+            requests; ``process``: what belongs to no task; ``invalidated``: pattern of the tag to invalidations, the
+            most frequent first; ``here``: what L1 of this very process holds.
+
+        Raises:
+            TierUnavailable: Redis was not reached.
+
+        Costs: 2 round trips, and 1 more for each 500 tasks; never on the path of a call.
+        """
+        return {**self.counting.totals(task).as_dict(), "here": self.counting.gauges()}
 
     @property
     def registry(self) -> Registry:
@@ -211,6 +231,7 @@ class CacheTiers:
             writes, self._writes = self._writes, None
             for task in self.tasks:
                 task._memoized = None
+        self.counting.reset()
         for part in (cache, writes):
             if part is not None:
                 part.close()
@@ -237,7 +258,7 @@ class CacheTiers:
         tracking = Tracking(client, layout, l1, ears, self.clock) if isinstance(l1, TrackedTier) else None
         backplane = RedisBackplane(client, layout, ears, self.clock, tracking)
         store = RedisStore(client, layout, lambda: backplane.inbox, self._unusable)
-        keeper = Keeper(store, self.clock, lambda lost: self.events.emit(Event.LEASE_LOST, key=lost.digest))
+        keeper = Keeper(store, self.clock, self._lease_lost)
         return TieredCache(Parts(l1, wake_ups, self.clock, self.events, store, backplane, keeper))
 
     def where(self) -> tuple[str, dict[str, Any]] | None:
@@ -251,12 +272,17 @@ class CacheTiers:
     def _breaker_changed(self, opened: bool) -> None:
         self.events.emit(Event.BREAKER_OPENED if opened else Event.BREAKER_CLOSED)
 
+    def _lease_lost(self, lost: LeaseRequest) -> None:
+        owner = next(filter(None, map(task_of, lost.tags)), "")
+        self.events.emit(Event.LEASE_LOST, owner, key=lost.digest)
+
     def _unusable(self, reason: str) -> None:
         self.events.emit(Event.UNUSABLE, reason=reason)
 
     def _after_fork(self) -> None:
         self._lock = threading.RLock()
         self.counters.reset_after_fork()
+        self.counting.reset_after_fork()
         self.events.reset_after_fork()
         self.seen_tags.reset_after_fork()
         for part in (self._cache, self._writes):

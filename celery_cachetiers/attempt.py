@@ -45,6 +45,7 @@ class Terms:
         take_over: Token of the leader that is waited for no longer, or `ANY_HOLDER`.
         waits_for: Token of the leader that was waited for before.
         may_block: False raises `HeldElsewhere` where it would have to wait.
+        counts: False for what nobody has called for, such as the message of a refresh: no hit, no miss.
         fail: Called with an exception that the leader shared; raises it, or what the task makes of it.
     """
 
@@ -55,6 +56,7 @@ class Terms:
     take_over: str = ""
     waits_for: str = ""
     may_block: bool = True
+    counts: bool = True
     fail: Callable[[BaseException], object] = _raise
 
 
@@ -80,6 +82,8 @@ class Attempt:
         rejected: Bytes of an entry that could not be used, not to be offered again.
         unsure: A request for the lease had no answer: it may have been granted.
         stale: A stale value in hand, for the case that somebody else computes.
+        saved: What that took to compute.
+        wait_seconds: How long it has waited for leaders, in this process or in others; ``None`` if it has not.
     """
 
     call: Call
@@ -94,6 +98,8 @@ class Attempt:
     rejected: bytes | None = None
     unsure: bool = False
     stale: object = MISSING
+    saved: float = 0.0
+    wait_seconds: float | None = None
     nonce: str = field(init=False)
 
     def __post_init__(self) -> None:

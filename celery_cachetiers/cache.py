@@ -6,8 +6,9 @@ leaves `TieredCache.fetch`. Explicit writes and invalidations let the fault thro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from celery_cachetiers.attempt import ANY_HOLDER, PLAIN, Attempt, Terms
@@ -20,7 +21,7 @@ from celery_cachetiers.events import Event
 from celery_cachetiers.following import Follower, Shared, Watched
 from celery_cachetiers.leading import Inside, Leader
 from celery_cachetiers.parts import Parts
-from celery_cachetiers.ports import Compute, Leading, Put
+from celery_cachetiers.ports import Compute, Leading, Put, Resident
 from celery_cachetiers.reading import Reader, Reading
 from celery_cachetiers.templates import key_tag, namespace_tag, task_tag
 
@@ -74,6 +75,22 @@ class TieredCache:
             self.events.tell_l1_hit(memo.task, call.digest)
         return value
 
+    def peek(self, call: Call) -> tuple[object, Callable[[], None]] | None:
+        """What `recall` finds, and what counts it as a hit: for a caller that may not come to use it."""
+        resident = self._l1.resident(call.digest) if call.memo.policy.l1 else None
+        if resident is None:
+            return None
+        try:
+            return resident.copy(), partial(self._count, call, resident)
+        except Exception:  # pickled, but not to be unpickled
+            self._l1.discard(call.digest)
+            return None
+
+    def _count(self, call: Call, resident: Resident) -> None:
+        self._l1.count(resident, call.memo.tally)
+        if self.events.of_l1:
+            self.events.tell_l1_hit(call.memo.task, call.digest)
+
     def look(self, call: Call) -> Reading | None:
         """The value in L1 or L2, stale ones included; ``None`` for a miss, or when L2 cannot be asked.
 
@@ -85,8 +102,12 @@ class TieredCache:
         reading = self._reader.read(call)
         if reading is None or reading.value is MISSING:
             return None
-        self.events.emit(Event.HIT, call.memo.task, tier="l2", stale=reading.stale, key=call.digest)
+        self._hit(call, reading)
         return reading
+
+    def _hit(self, call: Call, reading: Reading) -> None:
+        stale, saved = reading.stale, reading.seconds
+        self.events.emit(Event.HIT, call.memo.task, tier="l2", stale=stale, key=call.digest, saved=saved)
 
     def fetch(self, call: Call, compute: Compute, terms: Terms = PLAIN) -> object:
         """The call's value after L1 has missed (`recall`): from L2, computed, or another's compute waited for.
@@ -108,13 +129,20 @@ class TieredCache:
         reading = self._reader.read(call) if looks else None
         if reading is not None and reading.value is not MISSING and not reading.stale:
             streak.misses = 0
-            self.events.emit(Event.HIT, call.memo.task, tier="l2", stale=False, key=call.digest)
+            self._hit(call, reading)
             return reading.value
         streak.misses += 1
         attempt = Attempt(call, compute, arrived, terms)
         if reading is not None:
-            attempt.rejected, attempt.stale = reading.rejected, reading.value
-        if terms.refresh or call.memo.policy.coalesce is False:
+            attempt.rejected, attempt.stale, attempt.saved = reading.rejected, reading.value, reading.seconds
+        try:
+            return self._follow(attempt)
+        finally:
+            self._follower.tell_wait(attempt)
+
+    def _follow(self, attempt: Attempt) -> object:
+        terms = attempt.terms
+        if terms.refresh or attempt.call.memo.policy.coalesce is False:
             attempt.take_over = ANY_HOLDER
             return self._follower.descend(attempt)
         if (

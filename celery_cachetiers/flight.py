@@ -21,11 +21,13 @@ class Landing:
         copy: Makes a value that its receiver may change; ``None`` if the value cannot be shared at all.
         validated_at: Monotonic instant at or after which no invalidation is missed in the value.
         error: Makes the exception that it ended in, if that is shared.
+        seconds: What the value took to compute.
     """
 
     copy: Callable[[], object] | None
     validated_at: float
     error: Callable[[], BaseException] | None = None
+    seconds: float = 0.0
 
 
 @dataclass(slots=True, eq=False)

@@ -30,11 +30,15 @@ UNPUSHED_WAIT = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What another's compute gave: a value, or an exception; each copy belongs to its receiver."""
+    """What another's compute gave: a value, or an exception; each copy belongs to its receiver.
+
+    ``seconds`` is what the value took to compute.
+    """
 
     copy: Callable[[], object] | None = None
     error: Callable[[], BaseException] | None = None
     stale: bool = False
+    seconds: float = 0.0
 
 
 Watched = Shared | Held | Free
@@ -70,7 +74,7 @@ class Follower:
             if attempt.terms.claim and attempt.terms.claim == flight.holder:  # it waits for this very call
                 return self.descend(attempt)
             if attempt.stale is not MISSING:
-                self._events.emit(Event.HIT, call.memo.task, tier="l2", stale=True, key=call.digest)
+                self._hit(attempt, stale=True, saved=attempt.saved)
                 return attempt.stale
             if overdue is not None:
                 attempt.began = self._clock.monotonic()
@@ -78,7 +82,7 @@ class Follower:
             waiting = self._waiting(attempt)
             doomed = not self._l1.current(flight.mark, call.names)
             assert flight.done is not None  # made when this call joined
-            if doomed or not flight.done.wait(max(waiting.limit - waiting.waited, 0.0)):
+            if doomed or not self._wait(attempt, flight.done.wait, max(waiting.limit - waiting.waited, 0.0)):
                 if waiting.nested:
                     return self.descend(attempt)
                 overdue, attempt.waits_for = flight, flight.holder
@@ -87,6 +91,14 @@ class Follower:
             value = self._landed(attempt, flight.landing)
             if value is not MISSING:
                 return value
+
+    def _wait(self, attempt: Attempt, wait: Callable[[float], bool], seconds: float) -> bool:
+        """Waits, and notes how long."""
+        began = self._clock.monotonic()
+        try:
+            return wait(seconds)
+        finally:
+            attempt.wait_seconds = (attempt.wait_seconds or 0.0) + self._clock.monotonic() - began
 
     def _landed(self, attempt: Attempt, landing: Landing | None) -> object:
         """What a flight has brought to one who waited for it; `MISSING` if that must look again."""
@@ -98,7 +110,7 @@ class Follower:
             return self.descend(attempt)
         if landing.validated_at < attempt.arrived:
             return MISSING
-        self._coalesced(attempt, "value")
+        self._coalesced(attempt, "value", landing.seconds)
         return landing.copy()
 
     def descend(self, attempt: Attempt) -> object:
@@ -108,7 +120,8 @@ class Follower:
         if self._store is None and not attempt.terms.refresh:
             remembered = self._reader.remembered(call)  # it may have come between the caller's look and its lead
             if remembered is not None:
-                return self._land(attempt, remembered.value, Landing(remembered.copy, asked))
+                landing = Landing(remembered.copy, asked, seconds=remembered.seconds)
+                return self._land(attempt, remembered.value, landing)
         lease: Lease | None = None
         try:
             found = self._resolve(attempt, self._store) if self._store is not None else None
@@ -158,7 +171,14 @@ class Follower:
 
         Costs: 1 round trip before and 1 after the wait.
         """
-        limit = call.memo.policy.wait_limit
+        attempt = Attempt(call)
+        try:
+            return self._watch_until_it_ends(attempt, waits_for, timeout)
+        finally:
+            self.tell_wait(attempt)
+
+    def _watch_until_it_ends(self, attempt: Attempt, waits_for: str, timeout: float | None) -> Watched:
+        call, limit = attempt.call, attempt.call.memo.policy.wait_limit
         deadline = self._clock.monotonic() + (limit if timeout is None else min(timeout, limit))
         with self._parts.wake_ups.registered(call.digest) as woken:
             while True:
@@ -168,7 +188,13 @@ class Follower:
                 if not isinstance(seen, Held) or remaining <= 0:
                     return seen
                 waits_for, bound = seen.holder, min(seen.seconds_left, remaining)
-                woken.wait(bound if self._is_pushed() else min(bound, UNPUSHED_WAIT))
+                self._wait(attempt, woken.wait, bound if self._is_pushed() else min(bound, UNPUSHED_WAIT))
+
+    def tell_wait(self, attempt: Attempt) -> None:
+        """Tells of an attempt that is over how long it has waited, if it has."""
+        if attempt.wait_seconds is not None:
+            call = attempt.call
+            self._events.emit(Event.WAITED, call.memo.task, key=call.digest, seconds=attempt.wait_seconds)
 
     def _ask(self, call: Call, request: LeaseRequest) -> Leading | Watched:
         """The answer to a request that does not compute, with entries opened."""
@@ -182,7 +208,7 @@ class Follower:
                 case Found(raw=raw) | Held(stale=raw) if raw is not None:
                     reading = self._reader.opened(call, raw, mark, stale=isinstance(answer, Held))
                     if reading.value is not MISSING:
-                        return Shared(copy=reading.copy, stale=reading.stale)
+                        return Shared(copy=reading.copy, stale=reading.stale, seconds=reading.seconds)
                     if request.rejected is not None:
                         return Free()
                     request = replace(request, rejected=reading.rejected)
@@ -222,7 +248,7 @@ class Follower:
                         if not attempt.terms.may_block:
                             raise HeldElsewhere(answer.holder, answer.seconds_left)
                         attempt.waited = True
-                        woken.wait(bound if self._is_pushed() else min(bound, UNPUSHED_WAIT))
+                        self._wait(attempt, woken.wait, bound if self._is_pushed() else min(bound, UNPUSHED_WAIT))
                     case _:
                         return None
 
@@ -242,7 +268,9 @@ class Follower:
         assert raw is not None
         reading = self._reader.opened(attempt.call, raw, mark, stale=stale)
         attempt.rejected = reading.rejected
-        return None if reading.value is MISSING else Shared(copy=reading.copy, stale=stale)
+        if reading.value is MISSING:
+            return None
+        return Shared(copy=reading.copy, stale=stale, seconds=reading.seconds)
 
     def _left(self, call: Call, left: Left) -> Shared | None:
         """What a leader left to its followers; ``None`` if it cannot be read."""
@@ -250,7 +278,8 @@ class Follower:
         try:
             if not left.failed:
                 codec.decode(raw, call.digest)
-                return Shared(copy=partial(codec.decode, raw, call.digest))
+                seconds = raw.header.times.compute_seconds
+                return Shared(copy=partial(codec.decode, raw, call.digest), seconds=seconds)
             load = call.memo.failures.load
             load(codec.decode(raw, error_key(call.digest)))
         except Exception as error:
@@ -268,19 +297,24 @@ class Follower:
         assert found.copy is not None
         attempt.call.memo.streak.misses = 0
         if attempt.waited and not found.stale:
-            self._coalesced(attempt, "value")
+            self._coalesced(attempt, "value", found.seconds)
         else:
-            call = attempt.call
-            self._events.emit(Event.HIT, call.memo.task, tier="l2", stale=found.stale, key=call.digest)
-        return self._land(attempt, found.copy(), Landing(found.copy, asked))
+            self._hit(attempt, stale=found.stale, saved=found.seconds)
+        return self._land(attempt, found.copy(), Landing(found.copy, asked, seconds=found.seconds))
 
     def _fail(self, attempt: Attempt, error: Callable[[], BaseException]) -> object:
-        self._coalesced(attempt, "error")
+        self._coalesced(attempt, "error", 0.0)
         return attempt.terms.fail(error())
 
-    def _coalesced(self, attempt: Attempt, outcome: str) -> None:
+    def _coalesced(self, attempt: Attempt, outcome: str, saved: float) -> None:
         call = attempt.call
-        self._events.emit(Event.COALESCED, call.memo.task, key=call.digest, outcome=outcome)
+        if attempt.terms.counts:
+            self._events.emit(Event.COALESCED, call.memo.task, key=call.digest, outcome=outcome, saved=saved)
+
+    def _hit(self, attempt: Attempt, *, stale: bool, saved: float) -> None:
+        call = attempt.call
+        if attempt.terms.counts:
+            self._events.emit(Event.HIT, call.memo.task, tier="l2", stale=stale, key=call.digest, saved=saved)
 
     @staticmethod
     def _land(attempt: Attempt, value: object, landing: Landing) -> object:

@@ -131,10 +131,10 @@ class Leader:
                 _free(lease.request, store, leave)
         copy = _copier(call, computed.body)
         if outcome != STORED or copy is None:
-            return computed.value, Landing(copy, began)
+            return computed.value, Landing(copy, began, seconds=computed.times.compute_seconds)
         stamp = lease.stamp if computed.tags == call.tags else None  # the script alone knows that of result tags
         self.keep(call, computed.read_again, computed.tags, computed.times, lease.mark, stamp)
-        return computed.value, Landing(copy, sent)
+        return computed.value, Landing(copy, sent, seconds=computed.times.compute_seconds)
 
     def alone(self, call: Call, compute: Compute, mark: Mark | None, terms: Terms) -> tuple[object, Landing]:
         """The same without L2.
@@ -147,11 +147,11 @@ class Leader:
         copy = _copier(call, computed.body)
         names = (*computed.tags, key_tag(call.digest))
         if mark is None or copy is None or not computed.storable or not self._l1.current(mark, names):
-            return computed.value, Landing(copy, began)
+            return computed.value, Landing(copy, began, seconds=computed.times.compute_seconds)
         checked = self._clock.monotonic()
         if self.keep(call, computed.read_again, computed.tags, computed.times, mark, None):
             self._events.emit(Event.STORED, call.memo.task, key=call.digest, size=len(computed.body or b""))
-        return computed.value, Landing(copy, checked)
+        return computed.value, Landing(copy, checked, seconds=computed.times.compute_seconds)
 
     def keep(
         self, call: Call, value: object, tags: tuple[str, ...], times: Times, mark: Mark, stamp: bytes | None
@@ -164,7 +164,10 @@ class Leader:
         if not (policy.l1 and ttl > 0 and self._l1.trusted()):
             return False
         names = (*tags, key_tag(call.digest))
-        return self._l1.put(call.digest, value, names, ttl, mark, stamp=stamp, times=times, copy=policy.l1_copy)
+        return self._l1.put(
+            call.digest, value, names, ttl, mark,
+            stamp=stamp, times=times, copy=policy.l1_copy, tally=call.memo.tally,
+        )  # fmt: skip
 
     def _compute(self, call: Call, compute: Compute, terms: Terms) -> _Computed:
         computed_at, began = self._clock.time(), self._clock.monotonic()
@@ -194,9 +197,9 @@ class Leader:
             waiting, call.sequence = call.memo.outlet.begin(call.digest)
         if terms.refresh:
             return MISSING
-        if waiting is MISSING:
+        if waiting is MISSING and terms.counts:
             self._events.emit(Event.MISS, call.memo.task, key=call.digest)
-        else:
+        elif terms.counts:
             self._events.emit(Event.HIT, call.memo.task, tier="journal", stale=False, key=call.digest)
         return waiting
 

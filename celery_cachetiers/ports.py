@@ -236,6 +236,8 @@ class Resident:
     Attributes:
         names: Its tags, in the stamp's order, and its own key's name as the last.
         stamp, times: The entry's in L2, ``None`` where that is not known.
+        seconds: What its compute took.
+        tally: Where its eviction counts.
     """
 
     copy: Callable[[], object]
@@ -246,22 +248,29 @@ class Resident:
     stamp: bytes | None
     times: Times | None = None
     names: tuple[str, ...] = ()
+    seconds: float = 0.0
+    tally: L1Count | None = None
 
 
-class HitCount(Protocol):
-    """Where L1 counts its hits."""
+class L1Count(Protocol):
+    """Where L1 counts for a task; nobody else writes these."""
 
     l1_hits: int
+    l1_seconds_saved: float
+    l1_evictions: int
 
 
 class LocalTier(Protocol):
     """L1: never raises, never does I/O."""
 
-    def get(self, digest: str, tally: HitCount) -> object:
+    def get(self, digest: str, tally: L1Count) -> object:
         """A value of its own for the caller, counted; or `MISSING`."""
 
     def resident(self, digest: str) -> Resident | None:
         """The entry behind a hit, for callers that validate its stamp before they copy it."""
+
+    def count(self, resident: Resident, tally: L1Count) -> None:
+        """Counts a hit that was made of `resident`."""
 
     def trusted(self) -> bool:
         """Whether the backplane has been heard of lately."""
@@ -274,7 +283,7 @@ class LocalTier(Protocol):
 
     def put(
         self, digest: str, value: object, names: tuple[str, ...], ttl: float, mark: Mark, *,
-        stamp: bytes | None = None, times: Times | None = None, copy: bool = True,
+        stamp: bytes | None = None, times: Times | None = None, copy: bool = True, tally: L1Count | None = None,
     ) -> bool:  # fmt: skip
         """Keeps a value for up to so many seconds; false if it was refused. ``names`` are its tags and its own."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from celery.app.task import Context
@@ -41,9 +40,12 @@ def is_plain(task: Any, options: Mapping[str, Any]) -> bool:
     return not task.app.conf.task_always_eager and not any(options.get(name) for name in RIDES)
 
 
-def answer(task: Any, copy: Callable[[], object], task_id: str | None, options: Mapping[str, Any]) -> CachedResult:
+def answer(
+    task: Any, call: Call, copy: Callable[[], object], task_id: str | None, options: Mapping[str, Any]
+) -> CachedResult:
     """The result of a hit."""
     ids = _Ids(task, options)
+    task.memoized.extension.events.emit(Event.UNPUBLISHED, call.memo.task, key=call.digest)
 
     def store(known_id: str) -> None:
         if not ids.ignored:
@@ -92,9 +94,10 @@ def coalesce(task: Any, call: Call, send: Send, options: Mapping[str, Any]) -> A
         case Held(holder=holder):
             memoized.extension.events.emit(Event.COALESCED, memoized.name, key=call.digest, outcome="follows")
             return _following(task, call, holder, task_id, send, options)
-        case Shared(copy=copy) if copy is not None:
-            memoized.extension.events.emit(Event.HIT, memoized.name, tier="l2", stale=False, key=call.digest)
-            return answer(task, copy, None, options)
+        case Shared(copy=copy, seconds=saved) if copy is not None:
+            events = memoized.extension.events
+            events.emit(Event.HIT, memoized.name, tier="l2", stale=False, key=call.digest, saved=saved)
+            return answer(task, call, copy, None, options)
         case _:
             return send(task_id=task_id)
 
@@ -120,7 +123,12 @@ def _following(
         else:
             backend.mark_as_failure(known_id, meta["result"], None, ids.request(known_id), True)
 
-    result = FollowingResult(task_id, follow, store, partial(send, task_id=task_id), app=task.app)
+    def publish() -> None:
+        """The leader has brought nothing: whoever receives the message counts the call."""
+        task.memoized.extension.events.emit(Event.NOT_COALESCED, call.memo.task, key=call.digest)
+        send(task_id=task_id)
+
+    result = FollowingResult(task_id, follow, store, publish, app=task.app)
     ids.trail(result)
     return result
 

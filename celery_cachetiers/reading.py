@@ -24,7 +24,7 @@ from celery_cachetiers.ports import Mark, Resident
 class Reading:
     """What a tier had: a value and whether it wants a refresh; or `MISSING` and an entry that is not usable.
 
-    ``copy`` makes the value again, for a second receiver.
+    ``copy`` makes the value again, for a second receiver; ``seconds`` is what it took to compute.
     """
 
     value: object
@@ -32,6 +32,7 @@ class Reading:
     stale: bool = False
     refresh: bool = False
     rejected: bytes | None = None
+    seconds: float = 0.0
 
 
 class Reader:
@@ -62,8 +63,9 @@ class Reader:
         except Exception:  # pickled, but not to be unpickled
             self._l1.discard(call.digest)
             return None
-        self._events.emit(Event.HIT, call.memo.task, tier="l1", stale=False, key=call.digest)
-        return Reading(value, resident.copy)
+        self._l1.count(resident, call.memo.tally)
+        self._events.emit(Event.HIT, call.memo.task, tier="l1", stale=False, key=call.digest, saved=resident.seconds)
+        return Reading(value, resident.copy, seconds=resident.seconds)
 
     def _is_current(self, call: Call, resident: Resident) -> bool:
         if self._store is None:
@@ -97,14 +99,15 @@ class Reader:
         except UnusableEntry as error:
             return Reading(MISSING, lambda: MISSING, rejected=self.reject(call, raw, error))
         copy = partial(call.memo.codec.decode, raw, call.digest)
+        seconds = raw.header.times.compute_seconds
         if state is Freshness.STALE:
-            return Reading(value, copy, stale=True, refresh=True)
+            return Reading(value, copy, stale=True, refresh=True, seconds=seconds)
         tags = call.tags_of(raw.header)
         if mark is not None:
             self._leader.keep(call, value, tags, raw.header.times, mark, raw.stamp)
         draw = 1.0 if policy.beta is None else 1.0 - chance.random()
         due = refresh_is_due(raw.header.times, policy, now, draw)
-        return Reading(value, copy, refresh=due)
+        return Reading(value, copy, refresh=due, seconds=seconds)
 
     def opened(self, call: Call, raw: RawEntry, mark: Mark, *, stale: bool) -> Reading:
         """The value of an entry that came with the answer for a lease; fresh ones go to L1 under the mark."""
@@ -115,7 +118,8 @@ class Reader:
         tags = call.tags_of(raw.header)
         if not stale:
             self._leader.keep(call, value, tags, raw.header.times, mark, raw.stamp)
-        return Reading(value, partial(call.memo.codec.decode, raw, call.digest), stale=stale)
+        copy, seconds = partial(call.memo.codec.decode, raw, call.digest), raw.header.times.compute_seconds
+        return Reading(value, copy, stale=stale, seconds=seconds)
 
     def reject(self, call: Call, raw: RawEntry, error: UnusableEntry) -> bytes:
         """The bytes of an entry that is not to be offered again."""

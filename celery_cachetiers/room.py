@@ -36,6 +36,7 @@ class Guest:
         waits_for: Token of the leader that it waits for.
         nonce: With the task id, names the attempt that it was sent for last.
         counted: Its owner has made room for it elsewhere, for the length of its stay.
+        held_at: Monotonic instant at which that began.
     """
 
     request: Any
@@ -46,6 +47,7 @@ class Guest:
     waits_for: str = ""
     nonce: str = ""
     counted: bool = False
+    held_at: float = 0.0
 
     def __post_init__(self) -> None:
         self.began = self.arrived

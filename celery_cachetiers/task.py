@@ -23,6 +23,7 @@ from celery_cachetiers.declaration import checked, options_of
 from celery_cachetiers.django import OnCommitMixin
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import ConfigurationError, NotCached
+from celery_cachetiers.events import Event
 from celery_cachetiers.memoized import Memoized
 from celery_cachetiers.publishing import (
     KEY_HEADER,
@@ -109,6 +110,7 @@ class CachedTaskMixin(OnCommitMixin):
             take_over=seat.take_over,
             waits_for=seat.waits_for,
             may_block=not seat.holds and mode != REVALIDATE,
+            counts=mode != REVALIDATE,
             fail=partial(self._fail, args, kwargs),
         )
         try:
@@ -190,7 +192,7 @@ class CachedTaskMixin(OnCommitMixin):
                     if reading is not None:
                         if reading.refresh:
                             send_refresh(memoized, call, reading.stale, send, options)
-                        return answer(self, reading.copy, task_id, options)
+                        return answer(self, call, reading.copy, task_id, options)
                     headers[LOOKED_HEADER] = True
                     coalesces = memoized.policy.coalesce == "publish" and task_id is None and not link_error
         if headers:
@@ -316,5 +318,6 @@ def _has_looked(request: Context | None, call: Call) -> bool:
 def _only(memoized: Memoized, call: Call) -> object:
     reading = memoized.cache.look(call)
     if reading is None:
+        memoized.extension.events.emit(Event.MISS, memoized.name, key=call.digest)
         raise NotCached(memoized.name, call.digest)
     return reading.value

@@ -11,6 +11,7 @@ from celery_cachetiers.attempt import Terms
 from celery_cachetiers.call import Call
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import ConfigurationError, TierUnavailable
+from celery_cachetiers.events import Event
 from celery_cachetiers.memoized import Memoized
 from celery_cachetiers.metrics.tally import Tally
 from celery_cachetiers.outlet import BesideWrite, Item, TaskOutlet
@@ -39,8 +40,12 @@ class TaskCache:
         """The cached value, one that may be served stale included, or `MISSING`. Costs: at most 1 round trip."""
         if not self._on():
             return MISSING
-        reading = self._memoized.cache.look(self._call(args, kwargs))
-        return MISSING if reading is None else reading.value
+        call = self._call(args, kwargs)
+        reading = self._memoized.cache.look(call)
+        if reading is None:
+            self._memoized.extension.events.emit(Event.MISS, self._memoized.name, key=call.digest)
+            return MISSING
+        return reading.value
 
     def put(
         self, args: tuple[Any, ...], value: object, kwargs: Mapping[str, Any] | None = None, *, ttl: float | None = None

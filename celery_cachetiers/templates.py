@@ -17,6 +17,7 @@ from celery_cachetiers.errors import ConfigurationError, TagError
 
 MAX_LENGTH: Final = 512
 MAX_RESULT_TAGS: Final = 1000
+_TASK: Final = "@task:"
 """Of one entry: each read of it names them all."""
 
 Arguments: TypeAlias = Mapping[str, object]
@@ -39,7 +40,16 @@ def namespace_tag() -> str:
 
 def task_tag(name: str) -> str:
     """The implicit tag of every entry of one task."""
-    return f"@task:{name}"
+    return _TASK + name
+
+
+def task_of(name: str) -> str | None:
+    """The task behind an implicit tag; ``None`` for any other name.
+
+    >>> task_of(task_tag("profile")), task_of("@@task:profile")
+    ('profile', None)
+    """
+    return name[len(_TASK) :] if name.startswith(_TASK) else None
 
 
 def key_tag(digest: str) -> str:

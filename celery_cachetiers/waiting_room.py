@@ -24,7 +24,6 @@ from celery.worker import state
 from celery_cachetiers.answering import Answering
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.broker_limits import capacity, turnover
-from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.events import Event
 from celery_cachetiers.following import Shared, Watched
@@ -130,14 +129,14 @@ class WaitingRoom(bootsteps.StartStopStep):
     def on_task_request(self, request: Any) -> Any:
         """Every request passes here, before it takes a slot."""
         guest: Guest | None = None
-        answer: Answer | None = None
+        found: tuple[Answer, Callable[[], None]] | None = None
         try:
             guest = self._guest(request)
-            answer = self._from_l1(guest) if guest is not None else None
+            found = self._from_l1(guest) if guest is not None else None
         except Exception:
             logger.exception("celery-cachetiers: the waiting room failed; the request goes to the pool")
-        if answer is not None:
-            return self._soon(partial(self._answering.give, request, answer))
+        if found is not None:
+            return self._soon(partial(self._answering.give, request, *found))
         if guest is not None:
             return self._do(self.room.arrive(guest))
         return self._hand_on(request)
@@ -153,12 +152,16 @@ class WaitingRoom(bootsteps.StartStopStep):
         call = memoized.quiet_call(*task._dumped(tuple(request.args), dict(request.kwargs)))
         return Guest(request, request.id, call, time.monotonic()) if call is not None else None
 
-    def _from_l1(self, guest: Guest) -> Answer | None:
+    def _from_l1(self, guest: Guest) -> tuple[Answer, Callable[[], None]] | None:
+        """The answer, and what counts it."""
         memoized: Memoized = guest.request.task.memoized
         if memoized.policy.consistency == "strict" or not memoized.answers_in_main:
             return None
-        value = memoized.cache.recall(guest.call)
-        return Answer(copy=lambda: value) if value is not MISSING else None
+        found = memoized.cache.peek(guest.call)
+        if found is None:
+            return None
+        value, count = found
+        return Answer(copy=lambda: value), count
 
     def _on_success(self, guest: Guest, traced: tuple[Any, Any, Any], **kwargs: Any) -> None:
         failed, value, _ = traced
@@ -262,6 +265,7 @@ class WaitingRoom(bootsteps.StartStopStep):
 
     def _hold(self, guest: Guest) -> None:
         self._grow(guest, +1)
+        guest.held_at = time.monotonic()
         if self._hides():
             state.reserved_requests.discard(guest.request)
         memo = guest.call.memo
@@ -281,13 +285,8 @@ class WaitingRoom(bootsteps.StartStopStep):
         self._release(guest)
         memoized: Memoized = guest.request.task.memoized
         if memoized.answers_in_main if shared.error is None else memoized.fails_in_main:
-            events, key = memoized.extension.events, guest.call.digest
-            if shared.stale:
-                events.emit(Event.HIT, memoized.name, tier="l2", stale=True, key=key)
-            else:
-                outcome = "value" if shared.error is None else "error"
-                events.emit(Event.COALESCED, memoized.name, key=key, outcome=outcome)
-            self._answering.give(guest.request, Answer(shared.copy, shared.error))
+            tell = partial(_tell, memoized, guest.call.digest, shared)
+            self._answering.give(guest.request, Answer(shared.copy, shared.error), tell)
         else:
             # Its handlers are the user's: it takes a slot for a moment, in which the same is found again.
             give_seat(guest.request, Seat("", waits_for=guest.waits_for, holds=False))
@@ -328,6 +327,8 @@ class WaitingRoom(bootsteps.StartStopStep):
             self._grow(guest, -1)
             if self._hides():
                 state.task_reserved(guest.request)
+            events, seconds = CacheTiers(self.app).events, time.monotonic() - guest.held_at
+            events.emit(Event.WAITED, guest.call.memo.task, key=guest.call.digest, seconds=seconds)
 
     def _grow(self, guest: Guest, by: int) -> None:
         """A held message does not count against the prefetch count, so that others keep coming."""
@@ -363,6 +364,15 @@ class WaitingRoom(bootsteps.StartStopStep):
             act()
         else:
             self._loop.soon(act)
+
+
+def _tell(memoized: Memoized, key: str, shared: Shared) -> None:
+    """That a held request is answered with what another computed."""
+    emit = partial(memoized.extension.events.emit, key=key, saved=shared.seconds)
+    if shared.stale:
+        emit(Event.HIT, memoized.name, tier="l2", stale=True)
+    else:
+        emit(Event.COALESCED, memoized.name, outcome="value" if shared.error is None else "error")
 
 
 def _takes_part(memoized: Memoized, request: Any) -> bool:

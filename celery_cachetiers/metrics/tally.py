@@ -1,11 +1,21 @@
-"""What one process did for one task, in numbers; `Counters` fills them from the engine's events."""
+"""What one process did for one task, in numbers; `Counters` fills them from the engine's events.
+
+Each call counts once, where it ends: as a hit, as coalesced, or as a miss. All other numbers stand beside these.
+"""
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from celery_cachetiers.events import Event
+from celery_cachetiers.templates import task_of
+
+PATTERNS: Final = 1000
+"""Patterns of invalidated tags that are told apart, in a process and in Redis; all others are `OTHERS`."""
+OTHERS: Final = "@others"
 
 
 @dataclass(slots=True)
@@ -15,31 +25,55 @@ class Tally:
     Attributes:
         l1_hits, l2_hits: Calls answered from a tier, stale ones included in ``l2_hits``.
         journal_hits: Calls answered with a value that waits for its sink.
-        stale_hits: Those answered past their ``ttl``.
+        stale_hits: Those of the hits that were past their ``ttl``.
+        publish_hits: Those of the hits that ``delay()`` or ``apply_async()`` answered, with no message.
         coalesced: Calls answered by another call's compute.
-        held: Requests that a worker's main process held meanwhile, without a slot.
         misses: Calls that found no entry to answer with.
-        computes, compute_seconds: Bodies that ran for the cache.
-        stores, refused: Values that were stored; that were not, as their stamp or lease was outdated.
+        held: Requests that a worker's main process held meanwhile, without a slot.
+        waits, wait_seconds: Waits for another call's compute, held ones included; one call may wait more than once.
+        computes, compute_seconds: Bodies that ran for the cache, and returned.
+        l1_seconds_saved: What the entries of the hits in L1 took to compute.
+        other_seconds_saved: The same for all other hits, and for coalesced calls.
+        stores, stored_bytes: Values that were stored, and the size of their entries.
+        refused: Values that were not, as their stamp or lease was outdated.
+        invalidations: Invalidations of single entries of the task, and of all of them at once.
         failed_open: Calls that went on without L2.
         unusable: Entries that could not be read or written.
         uncacheable: Calls without a key or without tags, which ran uncached.
+        lease_lost: Leases that were gone while their bodies ran.
+        taken_over: Leaders that outlasted ``wait_limit`` and were replaced.
+        l1_evictions: Entries that L1 has dropped for want of room.
     """
 
     l1_hits: int = 0
     l2_hits: int = 0
     journal_hits: int = 0
     stale_hits: int = 0
+    publish_hits: int = 0
     coalesced: int = 0
-    held: int = 0
     misses: int = 0
+    held: int = 0
+    waits: int = 0
+    wait_seconds: float = 0.0
     computes: int = 0
     compute_seconds: float = 0.0
+    l1_seconds_saved: float = 0.0
+    other_seconds_saved: float = 0.0
     stores: int = 0
+    stored_bytes: int = 0
     refused: int = 0
+    invalidations: int = 0
     failed_open: int = 0
     unusable: int = 0
     uncacheable: int = 0
+    lease_lost: int = 0
+    taken_over: int = 0
+    l1_evictions: int = 0
+
+    @property
+    def hits(self) -> int:
+        """Calls that a tier or the journal has answered."""
+        return self.l1_hits + self.l2_hits + self.journal_hits
 
     @property
     def hit_ratio(self) -> float | None:
@@ -47,25 +81,62 @@ class Tally:
 
         A call counts where it ends: a miss at ``delay()`` is the worker's, so a process that only sends has no misses.
         """
-        hits = self.l1_hits + self.l2_hits + self.journal_hits
+        hits = self.hits
         return hits / (hits + self.misses) if hits + self.misses else None
+
+    @property
+    def seconds_saved(self) -> float:
+        """Seconds of computing that hits and coalesced calls did without, as far as their entries tell."""
+        return self.l1_seconds_saved + self.other_seconds_saved
+
+
+@dataclass(slots=True)
+class ProcessTally:
+    """What belongs to no task: counts since the process began (or forked).
+
+    Attributes:
+        breaker_opened: Outages of Redis, as this process met them.
+        gaps: Times that the backplane was connected (anew) or lost, which empties L1.
+        invalidated: Tags and keys that were invalidated from here.
+        failed_open: Steps of flushes that went on without the journal.
+        unusable: Bytes in Redis that were no entry.
+    """
+
+    breaker_opened: int = 0
+    gaps: int = 0
+    invalidated: int = 0
+    failed_open: int = 0
+    unusable: int = 0
 
 
 class Counters:
     """The tallies of this process, by task name; subscribe it to the engine's events.
 
-    Concurrency: one lock for all but ``l1_hits``, which L1 counts under its own.
+    Concurrency: one lock for all but ``l1_hits``, ``l1_seconds_saved`` and ``l1_evictions``, which L1 alone writes,
+    under its own: no field has two locks. Reading takes none.
+
+    Attributes:
+        process: What belongs to no task.
+        first: Called after each event until it says that it need not be, by returning true.
     """
 
     def __init__(self) -> None:
+        self._tallies: dict[str, Tally] = {}
+        self.process = ProcessTally()
+        self.first: Callable[[], bool] = lambda: True
         self.reset_after_fork()
 
     def reset_after_fork(self) -> None:
         """All at zero; tallies that were handed out start over too."""
         self._lock = threading.Lock()
-        for tally in getattr(self, "_tallies", {}).values():
-            tally.__init__()
-        self._tallies: dict[str, Tally] = getattr(self, "_tallies", {})
+        for tally in (*self._tallies.values(), self.process):
+            tally.__init__()  # type: ignore[misc]  # in place, as others hold it
+        self._patterns: dict[str, int] = {}
+        self._wants_first = True
+
+    def start_anew(self) -> None:
+        """Calls `first` again after the next event; the counts stay."""
+        self._wants_first = True
 
     def of(self, task: str) -> Tally:
         """The tally of one task: the same object every time."""
@@ -75,39 +146,123 @@ class Counters:
                 tally = self._tallies.setdefault(task, Tally())
         return tally
 
-    def __call__(self, event: Event, task: str, details: dict[str, object]) -> None:
-        if not task:
-            return
-        tally = self.of(task)
+    def snapshot(self) -> dict[str, Tally]:
+        """Copies of all tallies, by task."""
         with self._lock:
-            self._count(tally, event, details)
+            tallies = list(self._tallies.items())
+        return {task: replace(tally) for task, tally in tallies}
 
-    @staticmethod
-    def _count(tally: Tally, event: Event, details: dict[str, object]) -> None:
-        match event:
-            case Event.HIT:
-                tally.l2_hits += details.get("tier") == "l2"
-                tally.l1_hits += details.get("tier") == "l1"
-                tally.journal_hits += details.get("tier") == "journal"
-                tally.stale_hits += bool(details.get("stale"))
-            case Event.MISS:
-                tally.misses += 1
-            case Event.COALESCED:
-                tally.coalesced += 1
-            case Event.HELD:
-                tally.held += 1
-            case Event.COMPUTED:
-                tally.computes += 1
-                tally.compute_seconds += float(str(details["seconds"]))
-            case Event.STORED:
-                tally.stores += 1
-            case Event.REFUSED:
-                tally.refused += 1
-            case Event.FAILED_OPEN:
-                tally.failed_open += 1
-            case Event.UNUSABLE:
-                tally.unusable += 1
-            case Event.UNCACHEABLE:
-                tally.uncacheable += 1
-            case _:
-                pass
+    def invalidated(self) -> dict[str, int]:
+        """Invalidations since the process began, by pattern of the tag; see `pattern_of`."""
+        with self._lock:
+            return dict(self._patterns)
+
+    def __call__(self, event: Event, task: str, details: dict[str, Any]) -> None:
+        count = _COUNTS.get(event) if task else None
+        if count is not None:
+            tally = self._tallies.get(task) or self.of(task)
+            with self._lock:
+                count(tally, details)
+        elif event in _OF_THE_PROCESS:
+            self._count_for_all(event, task, details)
+        if self._wants_first:
+            self._wants_first = not self.first()
+
+    def _count_for_all(self, event: Event, task: str, details: dict[str, Any]) -> None:
+        if event is Event.INVALIDATED:
+            return self._count_invalidated(task, details["names"])
+        name = _OF_THE_PROCESS[event]
+        with self._lock:
+            setattr(self.process, name, getattr(self.process, name) + 1)
+        return None
+
+    def _count_invalidated(self, task: str, names: Sequence[str]) -> None:
+        with self._lock:
+            for name in names:
+                self.process.invalidated += 1
+                pattern = pattern_of(name)
+                if pattern not in self._patterns and len(self._patterns) >= PATTERNS:
+                    pattern = OTHERS
+                self._patterns[pattern] = self._patterns.get(pattern, 0) + 1
+        for owner in filter(None, (task or task_of(name) for name in names)):
+            tally = self.of(owner)
+            with self._lock:
+                tally.invalidations += 1
+
+
+def pattern_of(name: str) -> str:
+    """What invalidations are told apart by: a stored name up to its first colon.
+
+    >>> [pattern_of(name) for name in ("user:1", "top10", "@key:00ff", "@task:profile", "@all")]
+    ['user:*', 'top10', '@key:*', '@task:profile', '@all']
+    """
+    if task_of(name) is not None:
+        return name
+    head, colon, _ = name.partition(":")
+    return f"{head}:*" if colon else name
+
+
+def _hit(tally: Tally, details: dict[str, Any]) -> None:
+    """L1 has counted its own."""
+    tier = details["tier"]
+    if tier == "l2":
+        tally.l2_hits += 1
+        if "saved" in details:
+            tally.other_seconds_saved += details["saved"]
+        if details.get("stale"):
+            tally.stale_hits += 1
+    elif tier == "journal":
+        tally.journal_hits += 1
+
+
+def _coalesced(tally: Tally, details: dict[str, Any]) -> None:
+    tally.coalesced += 1
+    tally.other_seconds_saved += details.get("saved", 0.0)
+
+
+def _computed(tally: Tally, details: dict[str, Any]) -> None:
+    tally.computes += 1
+    tally.compute_seconds += details["seconds"]
+
+
+def _waited(tally: Tally, details: dict[str, Any]) -> None:
+    tally.waits += 1
+    tally.wait_seconds += details["seconds"]
+
+
+def _stored(tally: Tally, details: dict[str, Any]) -> None:
+    tally.stores += 1
+    tally.stored_bytes += details.get("size", 0)
+
+
+def _one(name: str, by: int = 1) -> Callable[[Tally, dict[str, Any]], None]:
+    def count(tally: Tally, details: dict[str, Any]) -> None:
+        setattr(tally, name, getattr(tally, name) + by)
+
+    return count
+
+
+_COUNTS: Final[dict[Event, Callable[[Tally, dict[str, Any]], None]]] = {
+    Event.HIT: _hit,
+    Event.MISS: _one("misses"),
+    Event.COALESCED: _coalesced,
+    Event.NOT_COALESCED: _one("coalesced", -1),
+    Event.UNPUBLISHED: _one("publish_hits"),
+    Event.HELD: _one("held"),
+    Event.WAITED: _waited,
+    Event.COMPUTED: _computed,
+    Event.STORED: _stored,
+    Event.REFUSED: _one("refused"),
+    Event.FAILED_OPEN: _one("failed_open"),
+    Event.UNUSABLE: _one("unusable"),
+    Event.UNCACHEABLE: _one("uncacheable"),
+    Event.LEASE_LOST: _one("lease_lost"),
+    Event.TAKEN_OVER: _one("taken_over"),
+}
+_OF_THE_PROCESS: Final = {
+    Event.BREAKER_OPENED: "breaker_opened",
+    Event.GAP: "gaps",
+    Event.INVALIDATED: "invalidated",
+    Event.FAILED_OPEN: "failed_open",
+    Event.UNUSABLE: "unusable",
+}

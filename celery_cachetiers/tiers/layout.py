@@ -72,6 +72,13 @@ class Layout:
         """Which tags were invalidated lately, for those whose results give tags."""
         return f"{self.namespace}:{{{bucket}}}:inv"
 
+    def stats(self, name: str) -> str:
+        """What was counted: of a task (escaped, as a tag is), or one of the library's own names beside these.
+
+        In one slot of a cluster, as one script adds to all of them.
+        """
+        return f"{self.namespace}:{'{stats}' if self.buckets > 1 else 'stats'}:{name}"
+
     @property
     def announcements(self) -> str:
         """The channel of invalidations."""

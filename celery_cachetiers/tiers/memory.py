@@ -23,7 +23,7 @@ from cachetools import LRUCache
 
 from celery_cachetiers.clock import Clock
 from celery_cachetiers.entry import MISSING, Times
-from celery_cachetiers.ports import HitCount, Mark, Resident
+from celery_cachetiers.ports import L1Count, Mark, Resident
 
 SLOTS: Final = 4096
 OVERHEAD: Final = 400
@@ -51,6 +51,23 @@ def copier(value: object, *, copy: bool = True) -> tuple[Callable[[], object], i
     return (lambda: pickle.loads(pickled)), len(pickled)
 
 
+class _Entries(LRUCache[str, Resident]):
+    """Counts what goes for want of room, for the tier and for the task.
+
+    Attributes:
+        evictions: Entries that went so far.
+    """
+
+    evictions = 0
+
+    def popitem(self) -> tuple[str, Resident]:
+        digest, resident = super().popitem()
+        self.evictions += 1
+        if resident.tally is not None:
+            resident.tally.l1_evictions += 1
+        return digest, resident
+
+
 class MemoryTier:
     """Bounded, least recently used out first.
 
@@ -73,14 +90,13 @@ class MemoryTier:
     def reset_after_fork(self) -> None:
         """Empty, with a new lock, and trusted only as at the start."""
         self._lock = threading.Lock()
-        self._entries: LRUCache[str, Resident] = LRUCache(self._max_bytes, lambda resident: resident.size)
+        self._entries = _Entries(self._max_bytes, lambda resident: resident.size)
         self._generation = 0
         self._sequence = 0
         self._slots = array("Q", bytes(8 * SLOTS))
         self.trusted_until = self._trusted_from_start
-        self.evictions = 0
 
-    def get(self, digest: str, tally: HitCount) -> object:
+    def get(self, digest: str, tally: L1Count) -> object:
         """A value of its own for the caller, or `MISSING`. Costs: no I/O."""
         now = self._monotonic()
         if now >= self.trusted_until:
@@ -90,11 +106,13 @@ class MemoryTier:
             if resident is None:
                 return MISSING
             tally.l1_hits += 1
+            tally.l1_seconds_saved += resident.seconds
         try:
             return resident.copy()
         except Exception:  # pickled, but not to be unpickled
             with self._lock:
                 tally.l1_hits -= 1
+                tally.l1_seconds_saved -= resident.seconds
             self.discard(digest)
             return MISSING
 
@@ -105,6 +123,12 @@ class MemoryTier:
             return None
         with self._lock:
             return self._live(digest, now)
+
+    def count(self, resident: Resident, tally: L1Count) -> None:
+        """Counts a hit that was made of `resident`."""
+        with self._lock:
+            tally.l1_hits += 1
+            tally.l1_seconds_saved += resident.seconds
 
     def trusted(self) -> bool:
         """Whether the backplane has been heard of lately."""
@@ -132,12 +156,14 @@ class MemoryTier:
         stamp: bytes | None = None,
         times: Times | None = None,
         copy: bool = True,
+        tally: L1Count | None = None,
     ) -> bool:
         """Keeps a value for up to so many seconds; false if it was refused.
 
         Args:
             names: Its tags and its own key's name: whose announcement ends it.
             mark: Taken before the value was read or its compute started.
+            tally: Where it counts if it has to go for want of room.
         """
         kept = copier(value, copy=copy)
         if kept is None or kept[1] + OVERHEAD > self._max_bytes:
@@ -145,18 +171,19 @@ class MemoryTier:
             return False
         slots = slots_of(names)
         now = self._monotonic()
-        resident = Resident(kept[0], kept[1] + OVERHEAD, now + ttl, mark.sequence, slots, stamp, times, names)
+        seconds = times.compute_seconds if times is not None else 0.0
+        resident = Resident(
+            kept[0], kept[1] + OVERHEAD, now + ttl, mark.sequence, slots, stamp, times, names, seconds, tally
+        )
         with self._lock:
             if now >= self.trusted_until or mark.generation != self._generation:
                 return False
             if not self._untouched(slots, mark.sequence):
                 return False
-            before = len(self._entries) + (digest not in self._entries)
+            self._entries.pop(digest, None)  # what is replaced is not evicted
             self._entries[digest] = resident
-            self.evictions += before - len(self._entries)
             while len(self._entries) > self._maxsize:
                 self._entries.popitem()
-                self.evictions += 1
         return True
 
     def invalidate(self, names: Iterable[str]) -> None:
@@ -183,12 +210,22 @@ class MemoryTier:
         self.trusted_until = self._trusted_from_start
         self.clear()
 
+    @property
+    def evictions(self) -> int:
+        """Entries that went for want of room, since the process began."""
+        return self._entries.evictions
+
+    @property
+    def bytes(self) -> int:
+        """What its entries take now, bookkeeping included."""
+        return int(self._entries.currsize)
+
     def __len__(self) -> int:
         return len(self._entries)
 
     def __repr__(self) -> str:
         trusted = "trusted" if self._monotonic() < self.trusted_until else "not trusted"
-        return f"<MemoryTier: {len(self)} entries, {self._entries.currsize} bytes, {trusted}>"
+        return f"<MemoryTier: {len(self)} entries, {self.bytes} bytes, {trusted}>"
 
     def _live(self, digest: str, now: float) -> Resident | None:
         try:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from celery_cachetiers.entry import NONCE_BYTES, Times
-from celery_cachetiers.ports import Mark
+from celery_cachetiers.ports import L1Count, Mark
 from celery_cachetiers.templates import is_implicit
 from celery_cachetiers.tiers.memory import SLOTS, MemoryTier, slots_of
 
@@ -54,12 +54,12 @@ class TrackedTier(MemoryTier):
 
     def put(
         self, digest: str, value: object, names: tuple[str, ...], ttl: float, mark: Mark, *,
-        stamp: bytes | None = None, times: Times | None = None, copy: bool = True,
+        stamp: bytes | None = None, times: Times | None = None, copy: bool = True, tally: L1Count | None = None,
     ) -> bool:  # fmt: skip
         """As `MemoryTier.put`; a value whose stamp is not known is refused: no report could be held against it."""
         if stamp is None or not self._learn(dict(zip(names, _nonces(stamp), strict=False)), mark):
             return False
-        return super().put(digest, value, names, ttl, mark, stamp=stamp, times=times, copy=copy)
+        return super().put(digest, value, names, ttl, mark, stamp=stamp, times=times, copy=copy, tally=tally)
 
     def invalidate(self, names: Iterable[str]) -> None:
         names = tuple(names)

@@ -107,6 +107,20 @@ def test_what_the_leader_gave_is_found_under_the_followers_own_id_by_anybody(
     assert follower.id != leader.id
 
 
+def test_a_follower_whose_message_is_sent_after_all_is_counted_where_that_is_received(
+    deployment: Deployment, task: Any, leader: AsyncResult[Any], name: str
+) -> None:
+    here = CacheTiers(deployment.app).counters.of("work.published")
+    before = here.coalesced
+    follower = task.delay(name)
+    assert here.coalesced == before + 1
+    assert follower.id
+
+    assert here.coalesced == before
+    deployment.book.open_gate(name)
+    assert follower.get(timeout=PATIENCE) == f"{name}#1"
+
+
 def test_an_id_that_is_seen_before_the_end_gets_a_message_and_finishes(
     deployment: Deployment, task: Any, leader: AsyncResult[Any], name: str
 ) -> None:

@@ -144,6 +144,8 @@ def functions() -> None:
 def extension() -> None:
     tiers = CacheTiers(app)
     assert_type(tiers, CacheTiers)
+    assert_type(tiers.stats(), dict[str, Any])
+    assert_type(tiers.stats("proj.profile"), dict[str, Any])
     tiers.invalidate_tag("user:1")
     tiers.invalidate_tags(("user:1",))
     tiers.invalidate_key("0" * 32)

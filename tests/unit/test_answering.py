@@ -81,6 +81,19 @@ def test_a_request_is_answered_through_the_tracer(answers: Answering, traces: li
     assert seat_of(SimpleNamespace(**request.request_dict)) is answer
 
 
+def test_an_answer_is_told_of_before_it_is_given_and_one_that_is_not_given_never(
+    answers: Answering, traces: list[Any]
+) -> None:
+    told: list[str] = []
+    traces[0] = lambda *args: told.append("traced")
+    revoked, request = Request(revoked=True), Request()
+    answers.give(revoked, Answer(copy=lambda: 1), lambda: told.append("revoked"))
+    answers.give(request, Answer(copy=lambda: 1), lambda: told.append("answered"))
+    assert request.ended.wait(PATIENCE)
+
+    assert told == ["answered", "traced"]
+
+
 def test_a_revoked_request_is_not_answered(answers: Answering, traces: list[Any]) -> None:
     request = Request(revoked=True)
     answers.give(request, Answer(copy=lambda: 1))

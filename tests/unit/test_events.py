@@ -11,7 +11,7 @@ from celery import Celery
 
 from celery_cachetiers import CacheTiers
 from celery_cachetiers.events import Event, Events
-from celery_cachetiers.metrics.tally import Counters, Tally
+from celery_cachetiers.metrics.tally import OTHERS, PATTERNS, Counters, ProcessTally, Tally
 
 
 def test_every_subscriber_hears_every_event_in_the_order_they_subscribed() -> None:
@@ -92,14 +92,25 @@ def test_whoever_unsubscribes_hears_no_more() -> None:
     [
         (Event.HIT, {"tier": "l2", "stale": False}, {"l2_hits": 1}),
         (Event.HIT, {"tier": "l2", "stale": True}, {"l2_hits": 1, "stale_hits": 1}),
-        (Event.HIT, {"tier": "l1", "stale": False}, {"l1_hits": 1}),
+        (Event.HIT, {"tier": "l1", "stale": False}, {}),  # L1 has counted it
         (Event.MISS, {}, {"misses": 1}),
+        (Event.HIT, {"tier": "l2", "stale": False, "saved": 0.5}, {"l2_hits": 1, "other_seconds_saved": 0.5}),
+        (Event.HIT, {"tier": "journal", "stale": False}, {"journal_hits": 1}),
         (Event.COALESCED, {}, {"coalesced": 1}),
+        (Event.COALESCED, {"saved": 0.5}, {"coalesced": 1, "other_seconds_saved": 0.5}),
+        (Event.NOT_COALESCED, {}, {"coalesced": -1}),
+        (Event.UNPUBLISHED, {}, {"publish_hits": 1}),
+        (Event.HELD, {}, {"held": 1}),
+        (Event.WAITED, {"seconds": 0.5}, {"waits": 1, "wait_seconds": 0.5}),
         (Event.COMPUTED, {"seconds": 0.5}, {"computes": 1, "compute_seconds": 0.5}),
-        (Event.STORED, {}, {"stores": 1}),
+        (Event.STORED, {"size": 70}, {"stores": 1, "stored_bytes": 70}),
         (Event.REFUSED, {}, {"refused": 1}),
         (Event.FAILED_OPEN, {}, {"failed_open": 1}),
         (Event.UNUSABLE, {}, {"unusable": 1}),
+        (Event.UNCACHEABLE, {}, {"uncacheable": 1}),
+        (Event.LEASE_LOST, {}, {"lease_lost": 1}),
+        (Event.TAKEN_OVER, {}, {"taken_over": 1}),
+        (Event.INVALIDATED, {"names": ("@key:00",)}, {"invalidations": 1}),
         (Event.GAP, {}, {}),
     ],
 )
@@ -113,11 +124,51 @@ def test_each_event_is_counted_where_it_belongs(
     assert counters.of("task") == Tally(**counted)  # type: ignore[arg-type]  # ints and a float by name
 
 
-def test_events_without_a_task_are_counted_for_none() -> None:
+@pytest.mark.parametrize(
+    ("event", "counted"),
+    [
+        (Event.GAP, ProcessTally(gaps=1)),
+        (Event.BREAKER_OPENED, ProcessTally(breaker_opened=1)),
+        (Event.FAILED_OPEN, ProcessTally(failed_open=1)),
+        (Event.UNUSABLE, ProcessTally(unusable=1)),
+        (Event.HEARD, ProcessTally()),
+    ],
+)
+def test_events_without_a_task_are_counted_for_the_process_alone(event: Event, counted: ProcessTally) -> None:
     counters = Counters()
-    counters(Event.GAP, "", {})
+    counters(event, "", {})
 
-    assert counters._tallies == {}
+    assert counters.snapshot() == {}
+    assert counters.process == counted
+
+
+def test_invalidations_are_counted_by_the_pattern_of_the_tag_and_for_the_task_that_was_cleared() -> None:
+    counters = Counters()
+    counters(Event.INVALIDATED, "", {"names": ("user:1", "user:2", "top10")})
+    counters(Event.INVALIDATED, "", {"names": ("@task:profile",)})
+
+    assert counters.invalidated() == {"user:*": 2, "top10": 1, "@task:profile": 1}
+    assert counters.process == ProcessTally(invalidated=4)
+    assert counters.snapshot() == {"profile": Tally(invalidations=1)}
+
+
+def test_patterns_of_tags_past_the_limit_are_counted_together() -> None:
+    counters = Counters()
+    counters(Event.INVALIDATED, "", {"names": [f"tag{number}" for number in range(PATTERNS + 5)]})
+    counters(Event.INVALIDATED, "", {"names": ["tag0"]})
+
+    assert counters.invalidated()[OTHERS] == 5
+    assert counters.invalidated()["tag0"] == 2
+    assert len(counters.invalidated()) == PATTERNS + 1
+
+
+def test_the_first_event_is_told_of_until_somebody_has_heard() -> None:
+    counters, heard = Counters(), list[bool]()
+    counters.first = lambda: bool(heard.append(True)) or len(heard) == 2
+    for _ in range(4):
+        counters(Event.MISS, "task", {})
+
+    assert len(heard) == 2
 
 
 def test_a_tally_that_was_handed_out_starts_over_after_a_fork_and_goes_on_counting() -> None:

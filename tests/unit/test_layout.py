@@ -56,7 +56,7 @@ LAYERS = {
         ),
     ),
     "ports": Layer(
-        modules=("ports", "journal_port"),
+        modules=("ports", "journal_port", "stats_port"),
         below=("words",),
     ),
     "engine": Layer(
@@ -96,7 +96,7 @@ LAYERS = {
         modules=(
             *("", "app", "settings", "declaration", "memoized", "task", "task_cache"),
             *("result", "publishing", "tasks", "failures", "seat", "room", "answering", "loops"),
-            *("outlet", "write_behind", "dead_letter", "schedule"),
+            *("outlet", "write_behind", "dead_letter", "schedule", "counting"),
             *("body", "commits", "invalidating", "registry"),
             *("broker_limits", "worker_requests", "waiting_room", "signals"),
             *("sinks", "sink_target", "sink_writer", "sqlalchemy_sink", "sqlalchemy_statements", "sqlalchemy_outages"),

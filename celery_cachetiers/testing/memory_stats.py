@@ -1,0 +1,72 @@
+"""The sums of all processes' counters in memory, with answers that get lost when a test says so."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+
+from celery_cachetiers.errors import TierUnavailable
+from celery_cachetiers.stats_port import Merge, Numbers, Sums
+
+
+class MemoryStats:
+    """A `celery_cachetiers.stats_port.StatsStore`.
+
+    Attributes:
+        away: Nothing arrives.
+        deaf: Everything arrives, and no answer comes back.
+        asked: How often something was added, or tried to.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.away = self.deaf = False
+        self.asked = 0
+        self.flush()
+
+    def flush(self) -> None:
+        """Loses everything."""
+        self._last: dict[str, int] = {}
+        self._tasks: dict[str, dict[str, int | float]] = {}
+        self._process: dict[str, int | float] = {}
+        self._invalidated: dict[str, int | float] = {}
+
+    def add(self, merge: Merge) -> bool:
+        with self._lock:
+            self.asked += 1
+            if self.away:
+                raise TierUnavailable("away")
+            new = self._last.get(merge.source) != merge.number
+            if new:
+                self._last[merge.source] = merge.number
+                for task, numbers in merge.tasks.items():
+                    _add(self._tasks.setdefault(task, {}), numbers)
+                _add(self._process, merge.process)
+                _add(self._invalidated, merge.invalidated)
+            if self.deaf:
+                raise TierUnavailable("the answer is lost")
+            return new
+
+    def read(self, task: str | None = None) -> Sums:
+        with self._lock:
+            if self.away:
+                raise TierUnavailable("away")
+            tasks = {name: dict(numbers) for name, numbers in self._tasks.items() if task in (None, name)}
+            return Sums(tasks, dict(self._process), dict(self._invalidated))
+
+    def reset_after_fork(self) -> None:
+        """What is stored is shared."""
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """There are no connections."""
+
+    def __repr__(self) -> str:
+        return f"<MemoryStats: {len(self._tasks)} tasks>"
+
+
+def _add(sums: dict[str, int | float], numbers: Numbers) -> None:
+    counts: dict[str, int | float] = defaultdict(int, sums)
+    for name, number in numbers.items():
+        counts[name] += number
+    sums.update(counts)

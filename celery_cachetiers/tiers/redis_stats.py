@@ -1,0 +1,113 @@
+"""The sums of all processes' counters in Redis: one hash for each task, and what is kept beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Final
+
+from celery_cachetiers.client import Argument, Command, RedisClient, Script
+from celery_cachetiers.stats_port import Merge, Numbers, Sums
+from celery_cachetiers.templates import escape_tag
+from celery_cachetiers.tiers.layout import Layout
+
+KEPT: Final = 7 * 86400.0
+"""Seconds that counters outlive the last merge of their task."""
+REMEMBERED: Final = 3600.0
+"""Seconds that a process has to repeat a merge whose answer was lost."""
+AT_ONCE: Final = 500
+"""Tasks that one round trip reads."""
+FIELDS: Final = 1000
+OTHERS: Final = "@others"
+
+_TASKS, _PROCESS, _TAGS = "@tasks", "@process", "@tags"
+_MERGE = Script("stats_merge")
+
+
+class RedisStats:
+    """A `celery_cachetiers.stats_port.StatsStore` on one Redis server.
+
+    Concurrency: holds no state of its own; thread- and fork-safe as its client is.
+    """
+
+    def __init__(self, client: RedisClient, layout: Layout) -> None:
+        self._client, self._layout = client, layout
+
+    def add(self, merge: Merge) -> bool:
+        hashes = list(_hashes(merge))
+        keys = [self._key(f"@merge:{merge.source}"), self._key(_TASKS), *(self._key(name) for name, _, _ in hashes)]
+        args: list[Argument] = [merge.number, _ms(REMEMBERED), _ms(KEPT), FIELDS, OTHERS]
+        for _, task, numbers in hashes:
+            args += [task, len(numbers), *(part for name, value in numbers.items() for part in (name, repr(value)))]
+        command = _MERGE.command(keys, args)
+        return bool(self._client.run(_MERGE, lambda _: command, must_try=True) == 1)
+
+    def read(self, task: str | None = None) -> Sums:
+        first = [("HGETALL", self._key(_PROCESS)), ("HGETALL", self._key(_TAGS))]
+        if task is not None:
+            process, tags, found = self._ask([*first, self._of(task)])
+            return Sums({task: _numbers(found)} if found else {}, _numbers(process), _numbers(tags))
+        process, tags, names = self._ask([*first, ("ZRANGE", self._key(_TASKS), 0, -1)])
+        tasks = dict(self._read_all([name.decode() for name in names]))
+        return Sums(tasks, _numbers(process), _numbers(tags))
+
+    def _read_all(self, names: Sequence[str]) -> Iterator[tuple[str, Numbers]]:
+        for at in range(0, len(names), AT_ONCE):
+            some = names[at : at + AT_ONCE]
+            for name, found in zip(some, self._ask([self._of(name) for name in some]), strict=True):
+                if found:
+                    yield name, _numbers(found)
+
+    def _ask(self, commands: Sequence[Command]) -> list[Any]:
+        return self._client.pipeline([partial(_same, command) for command in commands], must_try=True)
+
+    def _of(self, task: str) -> Command:
+        return ("HGETALL", self._key(escape_tag(task)))
+
+    def _key(self, name: str) -> str:
+        return self._layout.stats(name)
+
+    def reset_after_fork(self) -> None:
+        """Leaves the parent's connections alone."""
+        self._client.reset_after_fork()
+
+    def close(self) -> None:
+        """Closes connections that lie idle."""
+        self._client.close()
+
+    def __repr__(self) -> str:
+        return f"<RedisStats: {self._key('*')}>"
+
+
+def _hashes(merge: Merge) -> Iterator[tuple[str, str, Numbers]]:
+    """Name of each hash in a merge, the task that it belongs to, and what is added to it."""
+    for task, numbers in merge.tasks.items():
+        yield escape_tag(task), task, numbers
+    for name, numbers in ((_PROCESS, merge.process), (_TAGS, merge.invalidated)):
+        if numbers:
+            yield name, "", numbers
+
+
+def _same(command: Command, run_id: str) -> Command:
+    return command
+
+
+def _numbers(flat: Sequence[bytes]) -> Numbers:
+    """Counters as ``HGETALL`` lists them; what is no number is left out."""
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return {name.decode(): number for name, text in pairs if (number := _number(text)) is not None}
+
+
+def _number(text: bytes) -> int | float | None:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _ms(seconds: float) -> int:
+    return int(1000 * seconds)

@@ -1,0 +1,117 @@
+"""The sums in Redis, on both servers that tests run against; time to live, foreign keys and size besides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+
+from celery_cachetiers.breaker import Breaker
+from celery_cachetiers.client import RedisClient
+from celery_cachetiers.clock import SystemClock
+from celery_cachetiers.errors import TierUnavailable
+from celery_cachetiers.stats_port import Merge
+from celery_cachetiers.testing.conformance import StatsConformance, StatsUnderTest
+from celery_cachetiers.tiers.layout import Layout
+from celery_cachetiers.tiers.redis_stats import FIELDS, KEPT, REMEMBERED, RedisStats
+from tests.servers import RedisServer, RedisServers
+
+MISS = {"a": {"misses": 1}}
+Stats = Callable[[str], RedisStats]
+
+
+@pytest.fixture
+def stats_at(namespace: str) -> Iterator[Stats]:
+    made: list[RedisStats] = []
+
+    def make(url: str) -> RedisStats:
+        made.append(RedisStats(RedisClient(url, 5.0, Breaker(0.0, SystemClock())), Layout(namespace)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+class TestRedisStats(StatsConformance):
+    @pytest.fixture
+    def stats(self, every_redis_server: RedisServer, stats_at: Stats, namespace: str) -> StatsUnderTest:
+        def flush() -> None:
+            with every_redis_server.client() as client:
+                client.unlink(*client.keys(f"{namespace}:*"))
+
+        url = every_redis_server.url()
+        return StatsUnderTest(stats_at(url), stats_at(url), flush)
+
+
+@pytest.fixture
+def here(redis_server: RedisServer, stats_at: Stats) -> RedisStats:
+    return stats_at(redis_server.url())
+
+
+@pytest.fixture
+def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
+    with redis_server.client() as client:
+        yield client
+
+
+def test_counters_live_for_a_week_after_the_last_merge_and_merges_are_remembered_for_less(
+    here: RedisStats, client: redis.Redis, namespace: str
+) -> None:
+    here.add(Merge("s", 1, MISS, {"gaps": 1}, {"user:*": 1}))
+    client.expire(f"{namespace}:stats:a", 5)
+    here.add(Merge("s", 2, MISS))
+
+    left = {key.decode().partition(":stats:")[2]: client.ttl(key) for key in client.keys(f"{namespace}:*")}
+    kept = {name for name, seconds in left.items() if KEPT - 10 < seconds <= KEPT}
+    assert kept == {"a", "@tasks", "@process", "@tags"}
+    assert REMEMBERED - 10 < left["@merge:s"] <= REMEMBERED
+
+
+def test_a_task_whose_counters_have_expired_is_named_no_longer(
+    here: RedisStats, client: redis.Redis, namespace: str
+) -> None:
+    here.add(Merge("s", 1, {"old": {"misses": 1}}))
+    client.zadd(f"{namespace}:stats:@tasks", {"old": 1.0})
+    client.unlink(f"{namespace}:stats:old")
+    here.add(Merge("s", 2, MISS))
+
+    assert client.zrange(f"{namespace}:stats:@tasks", 0, -1) == [b"a"]
+
+
+def test_a_foreign_field_starts_over_and_a_foreign_key_is_left_alone_and_hinders_no_other(
+    here: RedisStats, client: redis.Redis, namespace: str
+) -> None:
+    client.hset(f"{namespace}:stats:a", "misses", "many")
+    client.set(f"{namespace}:stats:b", "not ours")
+    here.add(Merge("s", 1, {"b": {"misses": 1}, "a": {"misses": 2}, "c": {"misses": 3}}))
+
+    assert here.read("a").tasks == {"a": {"misses": 2}}
+    assert here.read("c").tasks == {"c": {"misses": 3}}
+    assert client.get(f"{namespace}:stats:b") == b"not ours"
+
+
+def test_a_hash_takes_so_many_fields_and_the_rest_under_one_name(here: RedisStats) -> None:
+    here.add(Merge("s", 1, invalidated={f"tag{number}": 1 for number in range(FIELDS + 3)}))
+    here.add(Merge("s", 2, invalidated={"tag0": 1, "another": 1}))
+
+    found = here.read().invalidated
+    assert (found["tag0"], found["@others"], len(found)) == (2, 4, FIELDS + 1)
+
+
+def test_a_full_server_adds_nothing_and_the_same_merge_is_added_once_it_has_room(
+    redis_factory: RedisServers, stats_at: Stats
+) -> None:
+    server = redis_factory("--maxmemory-policy", "noeviction")
+    stats = stats_at(server.url())
+    stats.add(Merge("s", 1, MISS))
+    with server.client() as client:
+        client.config_set("maxmemory", 1)
+        with pytest.raises(TierUnavailable):
+            stats.add(Merge("s", 2, MISS))
+        assert stats.read("a").tasks == MISS
+        client.config_set("maxmemory", 0)
+
+    assert stats.add(Merge("s", 2, MISS)) is True
+    assert stats.read("a").tasks == {"a": {"misses": 2}}
