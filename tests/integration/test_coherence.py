@@ -316,7 +316,7 @@ def test_a_forked_child_starts_empty_with_its_own_inbox_threads_and_connections(
     assert child["before"] == [0, 0, True]
     assert child["values"] == ["page of a", "page of b", "page of b"]
     assert child["inbox"] != parent_inbox
-    assert child["threads"] == ["cachetiers-backplane", "cachetiers-keeper"]
+    assert child["threads"] == ["cachetiers-backplane", "cachetiers-counters", "cachetiers-keeper"]
     assert child["shared"] == []
     assert child["used"] >= 1
     assert redis_proxy.connections == 2
