@@ -7,6 +7,7 @@ result backend. A test adds its tasks by overriding `default_worker_tasks`.
 from __future__ import annotations
 
 import gc
+import sys
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -25,6 +26,8 @@ from pytest_celery import (
     CeleryTestBackend,
     CeleryTestBroker,
     CeleryWorkerContainer,
+    RedisContainer,
+    RedisTestBackend,
 )
 from pytest_docker_tools import build, container, fxtr
 
@@ -118,6 +121,21 @@ def celery_broker_cluster(celery_redis_broker: CeleryTestBroker) -> Iterator[Cel
     cluster = CeleryBrokerCluster(celery_redis_broker)
     yield cluster
     cluster.teardown()
+
+
+@pytest.fixture
+def celery_redis_backend(default_redis_backend: RedisContainer) -> Iterator[RedisTestBackend]:
+    """As the plugin's, which at its end asks every object of the process what it is.
+
+    Django's settings, which a test may have imported and not configured, answer that with an error.
+    """
+    backend = RedisTestBackend(default_redis_backend)
+    yield backend
+    settings = getattr(sys.modules.get("django.conf"), "settings", None)
+    with pytest.MonkeyPatch.context() as patch:
+        if settings is not None and not settings.configured:
+            patch.setitem(settings.__dict__, "_wrapped", object())
+        backend.teardown()
 
 
 @pytest.fixture
