@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from celery_cachetiers.app import CacheTiers
+from celery_cachetiers.binding import see_every_task as _see_every_task
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import (
     CacheTiersError,
@@ -25,6 +26,7 @@ from celery_cachetiers.tasks import clear, invalidate_key, invalidate_tag, inval
 from celery_cachetiers.writes import Write
 
 __version__ = _version("celery-cachetiers")
+_see_every_task()
 
 __all__ = [
     "MISSING",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from celery import Celery, Task, _state
+from celery import Celery, _state
 from celery.local import Proxy
 
 from celery_cachetiers.backplane.ears import Ears
@@ -329,38 +329,6 @@ def _reset_children() -> None:
     for extension in list(_installed):
         extension._after_fork()
 
-
-def _install_where_declared(app: Celery) -> None:
-    """Installs the extension in an app that only invalidates, for tasks that were bound before this was imported."""
-    tasks = app._tasks.values()  # type: ignore[attr-defined]  # `tasks` would finalize
-    if any(getattr(type(task), "invalidates", None) is not None for task in tasks):
-        CacheTiers(app)
-
-
-_on_bound = Task.on_bound.__func__  # type: ignore[attr-defined]  # of the classmethod
-
-
-def _bound(cls: Any, app: Celery) -> None:
-    """Sees every task as it is bound to an app, which is before its first call, however early that is.
-
-    Celery calls this hook for "additional actions when the task class is bound to an app", and has none itself.
-    """
-    _on_bound(cls, app)
-    task = app._tasks.get(cls.name)  # type: ignore[attr-defined]
-    declares = getattr(cls, "invalidates", None) is not None
-    if type(task) is not cls or not (declares or hasattr(app, "_cachetiers")):
-        return
-    from celery_cachetiers.invalidating import declare
-
-    try:
-        declare(CacheTiers(app), task)
-    except ConfigurationError:
-        app._tasks.pop(cls.name, None)  # type: ignore[attr-defined]  # else the next look would find it, and it would run
-        raise
-
-
-Task.on_bound = classmethod(_bound)  # type: ignore[assignment,method-assign]
-_state.connect_on_app_finalize(_install_where_declared)
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows, which does not fork
     os.register_at_fork(after_in_child=_reset_children)

@@ -20,8 +20,9 @@ from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.events import Event
 from celery_cachetiers.following import Follower, Shared, Watched
 from celery_cachetiers.leading import Inside, Leader
+from celery_cachetiers.local_port import Resident
 from celery_cachetiers.parts import Parts
-from celery_cachetiers.ports import Compute, Leading, Put, Resident
+from celery_cachetiers.ports import Compute, Leading, Put
 from celery_cachetiers.reading import Reader, Reading
 from celery_cachetiers.templates import key_tag, namespace_tag, task_tag
 
@@ -168,7 +169,7 @@ class TieredCache:
         self.put_all([(call, value)], ttl)
 
     def put_all(
-        self, items: Sequence[tuple[Call, object]], ttl: float | None = None, beside: object | None = None
+        self, values: Sequence[tuple[Call, object]], ttl: float | None = None, beside: object | None = None
     ) -> None:
         """Replaces entries; leaders that compute from an older state are refused.
 
@@ -182,7 +183,7 @@ class TieredCache:
 
         Costs: 1 round trip.
         """
-        prepared = [self._prepared(call, value, ttl) for call, value in items]
+        prepared = [self._prepared(call, value, ttl) for call, value in values]
         puts = [put for _, _, put in prepared]
         try:
             if self._store is not None and len(puts) == 1 and beside is None:
@@ -191,8 +192,8 @@ class TieredCache:
             elif self._store is not None and puts:
                 self._store.put_all(puts, beside)
         finally:
-            self._l1.invalidate([key_tag(call.digest) for call, _ in items])
-        for (call, _), (times, tags, put) in zip(items, prepared, strict=True):
+            self._l1.invalidate([key_tag(call.digest) for call, _ in values])
+        for (call, _), (times, tags, put) in zip(values, prepared, strict=True):
             if self._store is None:
                 decoded = call.memo.codec.decode(unpack_body(put.body), call.digest)
                 self._leader.keep(call, decoded, tags, times, self._l1.mark(), None)

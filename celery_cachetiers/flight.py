@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from celery_cachetiers.ports import Mark
+from celery_cachetiers.local_port import Mark
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,9 @@ from celery_cachetiers.errors import TierUnavailable, UnusableEntry
 from celery_cachetiers.events import Event
 from celery_cachetiers.flight import Flights, Landing
 from celery_cachetiers.leading import Inside, Leader, Lease, error_key
+from celery_cachetiers.local_port import Mark
 from celery_cachetiers.parts import Parts
-from celery_cachetiers.ports import Found, Free, Held, Leading, LeaseAnswer, LeaseRequest, Left, Mark, Store
+from celery_cachetiers.ports import Found, Free, Held, Leading, LeaseAnswer, LeaseRequest, Left, Store
 from celery_cachetiers.reading import Reader
 
 UNPUSHED_WAIT = 0.1

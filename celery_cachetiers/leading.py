@@ -15,6 +15,7 @@ from celery_cachetiers.entry import MISSING, Times, unpack_body
 from celery_cachetiers.errors import TagError, TierUnavailable, UnusableEntry
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.flight import Landing
+from celery_cachetiers.local_port import LocalTier, Mark
 from celery_cachetiers.ports import (
     NOT_HELD,
     OUT_OF_DATE,
@@ -22,9 +23,7 @@ from celery_cachetiers.ports import (
     Compute,
     LeaseRequest,
     Leave,
-    LocalTier,
     LogPosition,
-    Mark,
     Renewer,
     ResultTags,
     Store,

@@ -7,19 +7,20 @@ no room, or cannot hold the value. A value is never accepted without being in on
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from celery_cachetiers.clock import Clock
 from celery_cachetiers.codec import Codec
 from celery_cachetiers.delivery import Flushed
-from celery_cachetiers.entry import MISSING, Times, tag_names, unpack_body
-from celery_cachetiers.errors import ConfigurationError, JournalFull, TierUnavailable, UnusableEntry
+from celery_cachetiers.entry import MISSING
+from celery_cachetiers.errors import JournalFull, TierUnavailable, UnusableEntry
 from celery_cachetiers.events import Event, Events
-from celery_cachetiers.journal_port import FULL, Beside, Journal, Record
+from celery_cachetiers.journal_port import FULL, Beside, Journal
+from celery_cachetiers.journaling import LocalSequences, SafeJournal
+from celery_cachetiers.records import packed, unpacked
 from celery_cachetiers.sinks import Sink
 from celery_cachetiers.writes import Write
 
@@ -27,9 +28,6 @@ logger = logging.getLogger("celery_cachetiers")
 
 POLL: Final = 0.05
 """Seconds between two looks at a journal that is full, or at a deletion that another flusher has in its hands."""
-
-ASK_EVERY: Final = 1.0
-"""Seconds at least between two messages of a process that ask for a flush of a full journal."""
 
 DELETION_PATIENCE: Final = 5.0
 """Seconds that a compute waits until a deletion of its key has reached the sink."""
@@ -48,120 +46,7 @@ class Pump(Protocol):
         """Asks a worker to flush; never raises."""
 
 
-def record_key(digest: str) -> str:
-    """The key that a record is signed for: it must never be taken for an entry."""
-    return f"{digest}:write"
-
-
-def packed(codec: Codec, write: Write, tags: Sequence[str]) -> bytes:
-    """The body of a record, which can be read again. Raises `UnusableEntry`."""
-    content = {
-        "task": write.task,
-        "args": list(write.args),
-        "kwargs": dict(write.kwargs),
-        "value": write.value,
-        "deleted": write.deleted,
-        "at": write.written_at,
-    }
-    times = Times(write.written_at, write.written_at, write.written_at, 0.0)
-    return codec.encode(content, times, tags, record_key(write.key), readable=True)
-
-
-def unpacked(codec: Codec, record: Record) -> tuple[Write, tuple[str, ...]]:
-    """A record's write, and the tags that it invalidates. Raises `UnusableEntry`."""
-    raw = unpack_body(record.body)
-    content: Any = codec.decode(raw, record_key(record.key))
-    try:
-        write = Write(
-            task=content["task"],
-            args=tuple(content["args"]),
-            kwargs=dict(content["kwargs"]),
-            key=record.key,
-            value=content["value"],
-            deleted=content["deleted"],
-            sequence=record.sequence,
-            written_at=content["at"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UnusableEntry("malformed") from error
-    return write, tag_names(raw.header)
-
-
-@dataclass(slots=True)
-class SafeJournal:
-    """The journal of this process, looked at once before the first write.
-
-    Attributes:
-        journal: Where writes wait.
-        send_flush: Asks a worker to flush a sink.
-        monotonic: Seconds of a clock that never goes back.
-    """
-
-    journal: Journal
-    send_flush: Callable[[str], None]
-    monotonic: Callable[[], float]
-    _checked: bool = False
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _written: dict[str, int] = field(default_factory=dict)
-    _asked: dict[str, float] = field(default_factory=dict)
-
-    def check(self) -> None:
-        """Looks once, as soon as the server answers.
-
-        Raises:
-            ConfigurationError: The server may lose records by its own configuration.
-            TierUnavailable: It does not answer.
-        """
-        if self._checked:
-            return
-        reason = self.journal.unsafe()
-        if reason is not None:
-            allowed = f"a server that keeps what it has, or write='through': {reason}"
-            raise ConfigurationError("cachetiers_journal_url", "(the journal's Redis)", allowed)
-        self._checked = True
-
-    def count(self, sink: Sink, writes: int) -> None:
-        """Counts what this process has written; each full batch asks for a flush, which beat may be far from."""
-        with self._lock:
-            before = self._written.get(sink.name, 0)
-            self._written[sink.name] = (before + writes) % sink.options.batch_size
-        if before + writes >= sink.options.batch_size:
-            self.send_flush(sink.name)
-
-    def ask(self, sink: Sink) -> None:
-        """Asks for a flush, however many writes find the journal full: once in a while."""
-        with self._lock:
-            now = self.monotonic()
-            if now < self._asked.get(sink.name, now - ASK_EVERY) + ASK_EVERY:
-                return
-            self._asked[sink.name] = now
-        self.send_flush(sink.name)
-
-    def reset_after_fork(self) -> None:
-        """Under a new lock."""
-        self._lock = threading.Lock()
-        self._written, self._asked = {}, {}
-
-
-class LocalSequences:
-    """Sequences of this process, for while the journal's cannot be drawn: the clock in microseconds, never twice."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self.reset_after_fork()
-
-    def reset_after_fork(self) -> None:
-        """Under a new lock."""
-        self._lock, self._last = threading.Lock(), 0
-
-    def draw(self) -> int:
-        """The next one."""
-        with self._lock:
-            self._last = max(self._last + 1, int(self._clock.time() * 1_000_000))
-            return self._last
-
-
-Item = tuple[str, Sequence[Any], Mapping[str, Any], object]
+Keyed = tuple[str, Sequence[Any], Mapping[str, Any], object]
 """Key, positional and keyword arguments, value."""
 
 
@@ -248,7 +133,7 @@ class TaskOutlet:
         return not self.deliver_all([(key, args, kwargs, value)], deleted=deleted, sequence=sequence, tags=[tags])
 
     def deliver_all(
-        self, items: Sequence[Item], *,
+        self, keyed: Sequence[Keyed], *,
         deleted: bool = False, sequence: int = 0, tags: Sequence[Sequence[str]] = (),
     ) -> list[tuple[str, int]]:  # fmt: skip
         """The same for several writes, in one round trip. Raises as `deliver`, and may have written some of them.
@@ -256,18 +141,18 @@ class TaskOutlet:
         Returns:
             Key and sequence of each that the journal has taken.
         """
-        writes = self._writes(items, deleted, sequence)
+        writes = self._writes(keyed, deleted, sequence)
         taken: list[tuple[str, int]] = []
         past = writes if self._journal is None else self._behind(self._journal, writes, tags, taken)
         self._through(past)
         return taken
 
-    def beside(self, items: Sequence[Item], tags: Sequence[Sequence[str]]) -> BesideWrite | None:
+    def beside(self, keyed: Sequence[Keyed], tags: Sequence[Sequence[str]]) -> BesideWrite | None:
         """The writes as one step with the puts of their entries; ``None`` where that cannot be."""
         journal = self._journal
         if journal is None or self.sink.options.durability is not None:
             return None
-        writes = self._writes(items, False, 0)
+        writes = self._writes(keyed, False, 0)
         try:
             bodies = [(each.key, packed(self._codec, each, names)) for each, names in zip(writes, tags, strict=True)]
         except UnusableEntry:
@@ -296,11 +181,11 @@ class TaskOutlet:
             past = held if self.sink.options.when_full == "through" else self._take(self._journal, held, bodies, [])
             self._through(past)
 
-    def _writes(self, items: Sequence[Item], deleted: bool, sequence: int) -> list[Write]:
+    def _writes(self, keyed: Sequence[Keyed], deleted: bool, sequence: int) -> list[Write]:
         now = self._clock.time()
         return [
             Write(self.task, tuple(args), dict(kwargs), key, value, deleted, sequence, now)
-            for key, args, kwargs, value in items
+            for key, args, kwargs, value in keyed
         ]
 
     def overtaken(self, taken: Sequence[tuple[str, int]]) -> list[str]:

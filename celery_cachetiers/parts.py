@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from celery_cachetiers.clock import Clock
 from celery_cachetiers.events import Events
-from celery_cachetiers.ports import Backplane, LocalTier, Renewer, Store, WakeUps
+from celery_cachetiers.local_port import LocalTier
+from celery_cachetiers.ports import Backplane, Renewer, Store, WakeUps
 
 
 @dataclass(frozen=True, slots=True)

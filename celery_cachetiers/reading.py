@@ -16,8 +16,8 @@ from celery_cachetiers.entry import MISSING, RawEntry, pack_body
 from celery_cachetiers.errors import TierUnavailable, UnusableEntry
 from celery_cachetiers.events import Event
 from celery_cachetiers.leading import Inside, Leader
+from celery_cachetiers.local_port import Mark, Resident
 from celery_cachetiers.parts import Parts
-from celery_cachetiers.ports import Mark, Resident
 
 
 @dataclass(frozen=True, slots=True)

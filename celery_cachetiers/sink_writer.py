@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from celery_cachetiers.errors import SinkRejected, SinkUnavailable
-from celery_cachetiers.sink_target import nothing, object_of
+from celery_cachetiers.sink_definition import nothing, object_of
 from celery_cachetiers.threads import started
 from celery_cachetiers.writes import Write
 
@@ -70,12 +70,12 @@ class SinkWriter:
 
     Args:
         name: The sink's, for the log.
-        target: What the user registered.
+        definition: What the user registered.
         ended: Called in the thread, as its last act.
     """
 
-    def __init__(self, name: str, target: Any, ended: Callable[[SinkWriter], None]) -> None:
-        self._name, self._target, self._ended = name, target, ended
+    def __init__(self, name: str, definition: Any, ended: Callable[[SinkWriter], None]) -> None:
+        self._name, self._definition, self._ended = name, definition, ended
         self._batches: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._object: Any = None
         self._write: Callable[[list[Write]], object] | None = None
@@ -140,8 +140,8 @@ class SinkWriter:
             del error  # it holds this frame, which holds it
 
     def _open(self) -> Callable[[list[Write]], object]:
-        if (made := object_of(self._target)) is None:
-            return self._target  # type: ignore[no-any-return]  # a callable, as `sink` has checked
+        if (made := object_of(self._definition)) is None:
+            return self._definition  # type: ignore[no-any-return]  # a callable, as `sink` has checked
         self._object = made  # before it opens anything: see `keep_for_ever`
         try:
             getattr(made, "open", nothing)()
@@ -154,7 +154,7 @@ class SinkWriter:
     def _close(self) -> None:
         made, was_open = self._object, self._write is not None
         self._object = self._write = None
-        if not was_open or made is None or made is self._target:  # what was not opened here is not closed here
+        if not was_open or made is None or made is self._definition:  # what was not opened here is not closed here
             return
         try:
             getattr(made, "close", nothing)()

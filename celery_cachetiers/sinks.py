@@ -20,8 +20,8 @@ from celery.signals import worker_process_shutdown
 
 from celery_cachetiers import options as rules
 from celery_cachetiers.errors import ConfigurationError, SinkTimeout, SinkUnavailable
+from celery_cachetiers.sink_definition import Definition, place, refuse_unusable
 from celery_cachetiers.sink_policy import SinkPolicy
-from celery_cachetiers.sink_target import Target, place, refuse_unusable
 from celery_cachetiers.sink_writer import Batch, SinkWriter, keep_for_ever, logger
 from celery_cachetiers.writes import Write
 
@@ -42,15 +42,15 @@ class Sink:
 
     Args:
         name: Its name.
-        target: A callable over a list of `Write`, or a class or an object with ``write``; see `sink`.
+        definition: A callable over a list of `Write`, or a class or an object with ``write``; see `sink`.
         options: How it is to be treated.
 
     Concurrency: one batch at a time. What is opened is opened in a thread of the sink's own, with the first batch, and
     is closed before a fork.
     """
 
-    def __init__(self, name: str, target: object, options: SinkPolicy) -> None:
-        self.name, self.target, self.options = name, target, options
+    def __init__(self, name: str, definition: object, options: SinkPolicy) -> None:
+        self.name, self.definition, self.options = name, definition, options
         self._reset()
         _everywhere.add(self)
 
@@ -109,7 +109,7 @@ class Sink:
         if self._hanging() >= HANGING_LIMIT:
             raise SinkUnavailable(f"{HANGING_LIMIT} threads of sink {self.name} hang in this process: restart it")
         _close_at_exit()
-        writer = SinkWriter(self.name, self.target, self._ended)
+        writer = SinkWriter(self.name, self.definition, self._ended)
         self._writers.add(writer)
         if not writer.start():
             self._writers.discard(writer)
@@ -184,7 +184,7 @@ def sink(
     max_pending: int = 100_000,
     when_full: str = "block",
     durability: str | None = None,
-) -> Callable[[Target], Target]:
+) -> Callable[[Definition], Definition]:
     """Registers what it decorates, or is called with, as the sink of that name, and returns it unchanged.
 
     A callable over a list of `Write`; or a class or an object with ``write(self, writes)`` and perhaps ``open(self)``
@@ -213,10 +213,10 @@ def sink(
     line = (caller.f_code.co_filename, caller.f_lineno)
     del caller
 
-    def register(target: Target) -> Target:
-        refuse_unusable(target, f"sink {checked}")
-        _register(checked, target, policy, line)
-        return target
+    def register(definition: Definition) -> Definition:
+        refuse_unusable(definition, f"sink {checked}")
+        _register(checked, definition, policy, line)
+        return definition
 
     return register
 
@@ -241,15 +241,15 @@ def registered() -> dict[str, Sink]:
     return {name: entry.sink for name, entry in _names.items()}
 
 
-def _register(name: str, target: object, policy: SinkPolicy, line: tuple[object, ...]) -> None:
-    found = place(target, line)
+def _register(name: str, definition: object, policy: SinkPolicy, line: tuple[object, ...]) -> None:
+    found = place(definition, line)
     before = _names.get(name)
     if before is not None:
-        if before.sink.target is not target and before.place != found:
-            allowed = f"a name of its own: {before.sink.target!r} has this one"
-            raise ConfigurationError("sink", name, allowed, repr(target))
+        if before.sink.definition is not definition and before.place != found:
+            allowed = f"a name of its own: {before.sink.definition!r} has this one"
+            raise ConfigurationError("sink", name, allowed, repr(definition))
         before.sink.close()
-    _names[name] = _Entry(Sink(name, target, policy), found)
+    _names[name] = _Entry(Sink(name, definition, policy), found)
 
 
 # -- the end of a process, and forks ----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from celery_cachetiers.errors import ConfigurationError, TierUnavailable
 from celery_cachetiers.events import Event
 from celery_cachetiers.memoized import Memoized
 from celery_cachetiers.metrics.tally import Tally
-from celery_cachetiers.outlet import BesideWrite, Item, TaskOutlet
+from celery_cachetiers.outlet import BesideWrite, Keyed, TaskOutlet
 from celery_cachetiers.policy import Policy
 
 Given = tuple[tuple[Any, ...], object] | tuple[tuple[Any, ...], object, Mapping[str, Any]]
@@ -83,7 +83,7 @@ class TaskCache:
                 cache.put_all(entries, ttl)
             return
         tags = [self._memoized.invalidated_by(args, kwargs, value) for args, value, kwargs in rows]
-        writes: list[Item] = [
+        writes: list[Keyed] = [
             (call.digest, args, kwargs, value) for call, (args, value, kwargs) in zip(calls, rows, strict=True)
         ]
         together = outlet.beside(writes, tags) if self._on() else None
@@ -109,10 +109,10 @@ class TaskCache:
             raise
 
     def _put_apart(
-        self, outlet: TaskOutlet, items: list[Item], tags: list[tuple[str, ...]],
+        self, outlet: TaskOutlet, keyed: list[Keyed], tags: list[tuple[str, ...]],
         entries: list[tuple[Call, object]], ttl: float | None,
     ) -> None:  # fmt: skip
-        taken = outlet.deliver_all(items, tags=tags)
+        taken = outlet.deliver_all(keyed, tags=tags)
         if self._on():
             self._memoized.cache.put_all(entries, ttl)
         # Two who put one key may reach journal and cache in another order: then the cache has neither.

@@ -23,9 +23,11 @@ from celery_cachetiers.events import Event
 from celery_cachetiers.flush import Flusher
 from celery_cachetiers.journal.redis import RedisJournal
 from celery_cachetiers.journal_port import Backlog, Journal, Record
+from celery_cachetiers.journaling import LocalSequences, SafeJournal
 from celery_cachetiers.leases.repeat import repeating
-from celery_cachetiers.outlet import LocalSequences, SafeJournal, TaskOutlet, unpacked
+from celery_cachetiers.outlet import TaskOutlet
 from celery_cachetiers.policy import Policy
+from celery_cachetiers.records import unpacked
 from celery_cachetiers.sinks import Sink, find, registered
 from celery_cachetiers.templates import key_of_tag, key_tag
 from celery_cachetiers.writes import Write

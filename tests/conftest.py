@@ -6,6 +6,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -42,6 +43,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def warnings_are_logged() -> None:
     """A worker that ran inside this process leaves the root logger at its own level, above warnings."""
     logging.getLogger().setLevel(logging.WARNING)
+
+
+@pytest.fixture
+def own_sinks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The process knows no sink but those of the test."""
+    names: dict[str, Any] = {}
+    monkeypatch.setattr("celery_cachetiers.sinks._names", names)
+    yield
+    for each in list(names.values()):
+        each.sink.close()
 
 
 @pytest.fixture

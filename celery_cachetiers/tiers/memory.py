@@ -23,7 +23,7 @@ from cachetools import LRUCache
 
 from celery_cachetiers.clock import Clock
 from celery_cachetiers.entry import MISSING, Times
-from celery_cachetiers.ports import L1Count, Mark, Resident
+from celery_cachetiers.local_port import L1Count, Mark, Resident
 
 SLOTS: Final = 4096
 OVERHEAD: Final = 400

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from celery_cachetiers.entry import NONCE_BYTES, Times
-from celery_cachetiers.ports import L1Count, Mark
+from celery_cachetiers.local_port import L1Count, Mark
 from celery_cachetiers.templates import is_implicit
 from celery_cachetiers.tiers.memory import SLOTS, MemoryTier, slots_of
 

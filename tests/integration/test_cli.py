@@ -19,13 +19,15 @@ from celery.bin.base import CLIContext
 from click import Group
 from click.testing import CliRunner, Result
 
-from celery_cachetiers import CachedTask, CacheTiers, ConfigurationError, Write, sink, sinks
+from celery_cachetiers import CachedTask, CacheTiers, ConfigurationError, Write, sink
 from celery_cachetiers.cli import cachetiers, common
 from tests.integration.apps.behind_tasks import BehindDeployment
 from tests.integration.apps.local import cached_app, closing, published
 from tests.processes import ROOT
 from tests.proxy import RedisProxy
 from tests.servers import RedisServer
+
+pytestmark = pytest.mark.usefixtures("own_sinks")
 
 Run = Callable[..., Result]
 
@@ -42,15 +44,6 @@ class Table:
             if write.args[0] in self.refused:
                 raise ValueError(f"no room for {write.args[0]}")
         self.got += writes
-
-
-@pytest.fixture(autouse=True)
-def own_sinks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    names: dict[str, Any] = {}
-    monkeypatch.setattr(sinks, "_names", names)
-    yield
-    for each in list(names.values()):
-        each.sink.close()
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from celery_cachetiers import (
     TierUnavailable,
     Write,
     sink,
-    sinks,
 )
 from celery_cachetiers.events import Event
 from celery_cachetiers.signals import cache_hit
@@ -35,6 +34,8 @@ from tests.integration.apps.local import (
 from tests.processes import ReservedPort, wait_until
 from tests.proxy import RedisProxy
 from tests.servers import RedisServer, RedisServers
+
+pytestmark = pytest.mark.usefixtures("own_sinks")
 
 BACKGROUND = {"PUBLISH"}
 
@@ -53,15 +54,6 @@ class Table:
 
     def values(self) -> list[Any]:
         return [write.value for write in self.got]
-
-
-@pytest.fixture(autouse=True)
-def own_sinks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    names: dict[str, Any] = {}
-    monkeypatch.setattr(sinks, "_names", names)
-    yield
-    for each in list(names.values()):
-        each.sink.close()
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from celery_cachetiers import write_behind as wiring
 from celery_cachetiers.errors import SinkUnavailable
 from celery_cachetiers.flush import Flusher
 from celery_cachetiers.journal import redis as journal
-from celery_cachetiers.outlet import LocalSequences
+from celery_cachetiers.journaling import LocalSequences
 
 VARIABLE = "CACHETIERS_KILL_TEST"
 SINK, TASK = "kills", "produce"

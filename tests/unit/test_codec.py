@@ -39,7 +39,7 @@ from celery_cachetiers.entry import (
     unpack,
 )
 from celery_cachetiers.errors import ConfigurationError, UnusableEntry
-from celery_cachetiers.outlet import packed
+from celery_cachetiers.records import packed
 from celery_cachetiers.writes import Write
 
 DATA = Path(__file__).parent / "data"

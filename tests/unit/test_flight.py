@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from celery_cachetiers.flight import Flight, Flights, Landing
-from celery_cachetiers.ports import Mark
+from celery_cachetiers.local_port import Mark
 from celery_cachetiers.testing import Gate
 
 MARK = Mark(0, 0)

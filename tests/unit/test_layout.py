@@ -56,7 +56,7 @@ LAYERS = {
         ),
     ),
     "ports": Layer(
-        modules=("ports", "journal_port", "stats_port"),
+        modules=("ports", "local_port", "journal_port", "stats_port"),
         below=("words",),
     ),
     "engine": Layer(
@@ -94,12 +94,19 @@ LAYERS = {
     ),
     "edge": Layer(
         modules=(
-            *("", "app", "settings", "declaration", "memoized", "task", "task_cache"),
+            *("", "app", "binding", "settings", "declaration", "memoized", "task", "task_cache"),
             *("result", "publishing", "tasks", "failures", "seat", "room", "answering", "loops"),
-            *("outlet", "write_behind", "dead_letter", "schedule", "counting"),
+            *("outlet", "records", "journaling", "write_behind", "dead_letter", "schedule", "counting"),
             *("body", "commits", "invalidating", "registry"),
             *("broker_limits", "worker_requests", "waiting_room", "signals"),
-            *("sinks", "sink_target", "sink_writer", "sqlalchemy_sink", "sqlalchemy_statements", "sqlalchemy_outages"),
+            *(
+                "sinks",
+                "sink_definition",
+                "sink_writer",
+                "sqlalchemy_sink",
+                "sqlalchemy_statements",
+                "sqlalchemy_outages",
+            ),
             *("cli", "cli.*", "django", "django.*"),
         ),
         below=("words", "ports", "engine", "adapters"),

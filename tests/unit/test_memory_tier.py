@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from celery_cachetiers.entry import MISSING
+from celery_cachetiers.local_port import Mark
 from celery_cachetiers.metrics.tally import Tally
-from celery_cachetiers.ports import Mark
 from celery_cachetiers.testing import FakeClock, Gate
 from celery_cachetiers.tiers.memory import IMMUTABLE, OVERHEAD, SLOTS, MemoryTier, copier
 

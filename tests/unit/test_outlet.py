@@ -17,8 +17,10 @@ from celery_cachetiers.errors import ConfigurationError, JournalFull, TierUnavai
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.flush import Flusher
 from celery_cachetiers.journal_port import Record
+from celery_cachetiers.journaling import LocalSequences, SafeJournal
 from celery_cachetiers.leases.repeat import repeating
-from celery_cachetiers.outlet import LocalSequences, SafeJournal, TaskOutlet, packed, unpacked
+from celery_cachetiers.outlet import TaskOutlet
+from celery_cachetiers.records import packed, unpacked
 from celery_cachetiers.sinks import Sink, SinkPolicy
 from celery_cachetiers.testing import Gate
 from celery_cachetiers.testing.clock import FakeClock
@@ -239,7 +241,7 @@ def test_what_goes_through_is_cut_into_batches(make: Make) -> None:
     stage = make(batch_size=2)
     stage.journal.away = True
     sizes: list[int] = []
-    stage.sink.target = lambda writes: sizes.append(len(writes))
+    stage.sink.definition = lambda writes: sizes.append(len(writes))
 
     stage.outlet.deliver_all([(f"{number:032x}", (), {}, number) for number in range(5)])
     assert sizes == [2, 2, 1]

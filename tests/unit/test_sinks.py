@@ -31,6 +31,8 @@ from celery_cachetiers import (
 from celery_cachetiers.sinks import Sink, SinkPolicy, find, registered
 from tests.processes import wait_until
 
+pytestmark = pytest.mark.usefixtures("own_sinks")
+
 NAN = float("nan")
 COUNTS: list[object] = [0, -1, 1.5, "100", True, None, NAN]
 
@@ -44,15 +46,6 @@ BAD_OPTIONS: dict[str, list[object]] = {
     "when_full": ["wait", "", None, True],
     "durability": ["fsync", "", True, 1],
 }
-
-
-@pytest.fixture(autouse=True)
-def no_other_sinks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    names: dict[str, Any] = {}
-    monkeypatch.setattr(sinks, "_names", names)
-    yield
-    for each in list(names.values()):
-        each.sink.close()
 
 
 @pytest.fixture
@@ -143,7 +136,7 @@ def test_what_is_decorated_comes_back_unchanged_and_is_found_with_its_options() 
     assert sink("orders", batch_size=1000, max_delay=2, durability="disk")(save) is save
 
     found = find("orders")
-    assert found.target is save
+    assert found.definition is save
     assert found.options == SinkPolicy(batch_size=1000, max_delay=2.0, durability="disk")
     assert registered() == {"orders": found}
 
@@ -164,7 +157,7 @@ def test_a_name_has_one_sink() -> None:
 
     with pytest.raises(ConfigurationError, match="a name of its own"):
         sink("orders")(other)
-    assert find("orders").target is save
+    assert find("orders").definition is save
 
 
 def test_a_module_that_is_loaded_again_replaces_its_sinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,11 +173,11 @@ def test_a_module_that_is_loaded_again_replaces_its_sinks(tmp_path: Path, monkey
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     module = importlib.import_module("sinks_of_a_test")
-    before = {name: each.target for name, each in registered().items()}
+    before = {name: each.definition for name, each in registered().items()}
 
     importlib.reload(module)
 
-    after = {name: each.target for name, each in registered().items()}
+    after = {name: each.definition for name, each in registered().items()}
     assert set(after) == {"function", "class", "object", "lambda"}
     assert all(after[name] is not before[name] for name in after)
     del sys.modules["sinks_of_a_test"]

@@ -15,8 +15,8 @@ from celery_cachetiers.backplane import tracking
 from celery_cachetiers.backplane.tracking import CHANNEL, LOOK_EVERY, Tracking
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import TierUnavailable
+from celery_cachetiers.local_port import Mark
 from celery_cachetiers.metrics.tally import Tally
-from celery_cachetiers.ports import Mark
 from celery_cachetiers.testing import FakeClock, RecordingListener
 from celery_cachetiers.tiers import tracked
 from celery_cachetiers.tiers.layout import Layout

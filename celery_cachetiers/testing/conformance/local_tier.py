@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from celery_cachetiers.entry import MISSING
+from celery_cachetiers.local_port import LocalTier
 from celery_cachetiers.metrics.tally import Tally
-from celery_cachetiers.ports import LocalTier
 
 
 @dataclass

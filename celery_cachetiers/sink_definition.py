@@ -18,36 +18,38 @@ class _Writes(Protocol):
     def write(self, writes: list[Write]) -> object: ...
 
 
-Target = TypeVar("Target", bound=Callable[[list[Write]], object] | _Writes | type[_Writes])
+Definition = TypeVar("Definition", bound=Callable[[list[Write]], object] | _Writes | type[_Writes])
 
 
-def place(target: object, line: tuple[object, ...]) -> tuple[object, ...]:
+def place(definition: object, line: tuple[object, ...]) -> tuple[object, ...]:
     """Where something is defined, the same after its module is loaded again.
 
     Args:
         line: Where it was registered, for what has no name of its own.
     """
-    qualname = getattr(target, "__qualname__", None)
+    qualname = getattr(definition, "__qualname__", None)
     if qualname is None or "<lambda>" in qualname:
         return line
-    return getattr(target, "__module__", None), qualname
+    return getattr(definition, "__module__", None), qualname
 
 
-def refuse_unusable(target: object, where: str) -> None:
+def refuse_unusable(definition: object, where: str) -> None:
     """Checks that something can be a sink.
 
     Raises:
         ConfigurationError: It cannot.
     """
-    write = getattr(target, "write", None)
-    body = write if callable(write) else target
+    write = getattr(definition, "write", None)
+    body = write if callable(write) else definition
     allowed = "a callable over a list of Write, or a class or an object with write(writes)"
-    if not callable(body) or (isinstance(target, type) and not callable(write)):
-        raise ConfigurationError("sink", target, allowed, where)
+    if not callable(body) or (isinstance(definition, type) and not callable(write)):
+        raise ConfigurationError("sink", definition, allowed, where)
     if inspect.iscoroutinefunction(body) or inspect.isgeneratorfunction(body):
-        raise ConfigurationError("sink", target, f"{allowed}; not async, and no generator", where)
-    if isinstance(target, type) and not _made_without_arguments(target):
-        raise ConfigurationError("sink", target, "a class that is made without arguments; else give an object", where)
+        raise ConfigurationError("sink", definition, f"{allowed}; not async, and no generator", where)
+    if isinstance(definition, type) and not _made_without_arguments(definition):
+        raise ConfigurationError(
+            "sink", definition, "a class that is made without arguments; else give an object", where
+        )
 
 
 def _made_without_arguments(cls: type) -> bool:
@@ -60,16 +62,16 @@ def _made_without_arguments(cls: type) -> bool:
     return True
 
 
-def object_of(target: Any) -> Any:
+def object_of(definition: Any) -> Any:
     """The object that is to be opened; ``None`` for a function, which has nothing to open.
 
     A new one for each opening: in another process, or in a thread that was given up, the last one may still be in use.
     """
-    if isinstance(target, type):
-        return target()
-    if not callable(getattr(target, "write", None)):
+    if isinstance(definition, type):
+        return definition()
+    if not callable(getattr(definition, "write", None)):
         return None
-    return copy.copy(target) if hasattr(target, "open") else target
+    return copy.copy(definition) if hasattr(definition, "open") else definition
 
 
 def nothing() -> None:

@@ -1,0 +1,90 @@
+"""One process' side of the journal: whether it is safe, when a flush is asked for, and numbers for while it is away."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from celery_cachetiers.clock import Clock
+from celery_cachetiers.errors import ConfigurationError
+from celery_cachetiers.journal_port import Journal
+from celery_cachetiers.sinks import Sink
+
+ASK_EVERY: Final = 1.0
+"""Seconds at least between two messages of a process that ask for a flush of a full journal."""
+
+
+@dataclass(slots=True)
+class SafeJournal:
+    """The journal of this process, looked at once before the first write.
+
+    Attributes:
+        journal: Where writes wait.
+        send_flush: Asks a worker to flush a sink.
+        monotonic: Seconds of a clock that never goes back.
+    """
+
+    journal: Journal
+    send_flush: Callable[[str], None]
+    monotonic: Callable[[], float]
+    _checked: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _written: dict[str, int] = field(default_factory=dict)
+    _asked: dict[str, float] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Looks once, as soon as the server answers.
+
+        Raises:
+            ConfigurationError: The server may lose records by its own configuration.
+            TierUnavailable: It does not answer.
+        """
+        if self._checked:
+            return
+        reason = self.journal.unsafe()
+        if reason is not None:
+            allowed = f"a server that keeps what it has, or write='through': {reason}"
+            raise ConfigurationError("cachetiers_journal_url", "(the journal's Redis)", allowed)
+        self._checked = True
+
+    def count(self, sink: Sink, writes: int) -> None:
+        """Counts what this process has written; each full batch asks for a flush, which beat may be far from."""
+        with self._lock:
+            before = self._written.get(sink.name, 0)
+            self._written[sink.name] = (before + writes) % sink.options.batch_size
+        if before + writes >= sink.options.batch_size:
+            self.send_flush(sink.name)
+
+    def ask(self, sink: Sink) -> None:
+        """Asks for a flush, however many writes find the journal full: once in a while."""
+        with self._lock:
+            now = self.monotonic()
+            if now < self._asked.get(sink.name, now - ASK_EVERY) + ASK_EVERY:
+                return
+            self._asked[sink.name] = now
+        self.send_flush(sink.name)
+
+    def reset_after_fork(self) -> None:
+        """Under a new lock."""
+        self._lock = threading.Lock()
+        self._written, self._asked = {}, {}
+
+
+class LocalSequences:
+    """Sequences of this process, for while the journal's cannot be drawn: the clock in microseconds, never twice."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.reset_after_fork()
+
+    def reset_after_fork(self) -> None:
+        """Under a new lock."""
+        self._lock, self._last = threading.Lock(), 0
+
+    def draw(self) -> int:
+        """The next one."""
+        with self._lock:
+            self._last = max(self._last + 1, int(self._clock.time() * 1_000_000))
+            return self._last
