@@ -123,7 +123,7 @@ class TieredCache:
             lookups of the task in this process have missed: then the lease, which looks too, is asked for at once).
         """
         if call.digest in self._inside.digests:
-            call.sequence = self._inside.sequence_within(call.digest)
+            call.place = self._inside.place_within(call.digest)
             return compute()
         arrived, streak = self._clock.monotonic(), call.memo.streak
         looks = not (terms.looked or terms.refresh or streak.misses >= COLD)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from celery_cachetiers.entry import Header, tag_names
-from celery_cachetiers.journal_port import Outlet
+from celery_cachetiers.journal_port import NEWEST, Outlet, Place
 from celery_cachetiers.metrics.tally import Tally
 from celery_cachetiers.policy import Policy
 from celery_cachetiers.ports import Codec, Failures, TagMemory
@@ -71,13 +71,13 @@ class Call:
         memo: The task's side.
         digest: The key, 32 hex characters.
         find_tags: Renders the tags, implicit ones first; asked at most once, and never for an L1 hit.
-        sequence: Of what is computed for it, from before the compute; 0 where there is no sink.
+        place: Of what is computed for it, among the writes to its sink.
     """
 
     memo: Memo
     digest: str
     find_tags: Callable[[], tuple[str, ...]]
-    sequence: int = field(default=0, init=False)
+    place: Place = field(default=NEWEST, init=False)
     _tags: tuple[str, ...] | None = field(default=None, init=False)
 
     @property

@@ -124,7 +124,7 @@ class Journal(Protocol):
 
     def write(
         self, sink: str, writes: Sequence[tuple[str, bytes]], max_pending: int, *,
-        sequences: Sequence[int] = (), durability: str | None = None,
+        sequences: Sequence[int] = (), yields: bool = False, durability: str | None = None,
     ) -> list[int]:  # fmt: skip
         """Takes writes, in their order; returns a sequence for each, `FULL` for one that was not taken.
 
@@ -133,6 +133,7 @@ class Journal(Protocol):
             max_pending: Records that there may be.
             sequences: Of the writes, as `begin` gave them; one that a newer record of its key has overtaken counts as
                 taken. Without them each write is newer than all before.
+            yields: Any record of a write's key has overtaken it, whatever its sequence: see `Place`.
             durability: What is waited for: ``"replica"``, ``"disk"``, or ``None`` for nothing. `TierUnavailable` is
                 raised where it does not come in time; the writes may have been taken all the same.
         """
@@ -225,11 +226,28 @@ class Journal(Protocol):
         """Forgets connections that belong to the parent process."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a value belongs among the writes of its key.
+
+    Attributes:
+        sequence: From before its compute; 0: it is newer than all before.
+        looked: False: nobody could see what waits, so that it may have been computed from an older state than that. Then
+            it counts as older than whatever waits when it is written, and is not kept in the cache.
+    """
+
+    sequence: int = 0
+    looked: bool = True
+
+
+NEWEST: Final = Place()
+
+
 class Outlet(Protocol):
     """The way of one task's values to its sink; never raises on a look."""
 
-    def begin(self, key: str) -> tuple[object, int]:
-        """Before a compute: the value under the key that waits for the sink, or `MISSING`, and a sequence.
+    def begin(self, key: str) -> tuple[object, Place]:
+        """Before a compute: the value under the key that waits for the sink, or `MISSING`, and the compute's place.
 
-        What is written under that sequence later is older than what anybody else writes meanwhile.
+        What is written in that place later is older than what anybody else writes meanwhile.
         """

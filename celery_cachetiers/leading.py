@@ -15,6 +15,7 @@ from celery_cachetiers.entry import MISSING, Times, unpack_body
 from celery_cachetiers.errors import TagError, TierUnavailable, UnusableEntry
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.flight import Landing
+from celery_cachetiers.journal_port import Place
 from celery_cachetiers.local_port import LocalTier, Mark
 from celery_cachetiers.ports import (
     NOT_HELD,
@@ -44,20 +45,21 @@ class Inside(threading.local):
     def reset(self) -> None:
         """In a forked child, none."""
         self.digests: tuple[str, ...] = ()
-        self._sequences: tuple[int, ...] = ()
+        self._places: tuple[Place, ...] = ()
 
     def run(self, call: Call, compute: Compute) -> object:
         """Computes a key, noted for that long."""
-        before = self.digests, self._sequences
-        self.digests, self._sequences = (*self.digests, call.digest), (*self._sequences, call.sequence)
+        before = self.digests, self._places
+        self.digests, self._places = (*self.digests, call.digest), (*self._places, call.place)
         try:
             return compute()
         finally:
-            self.digests, self._sequences = before
+            self.digests, self._places = before
 
-    def sequence_within(self, digest: str) -> int:
-        """For a compute inside another one of its key, whose value is the newer one; 0 where there is no sink."""
-        return max(self._sequences[self.digests.index(digest)] - 1, 0)
+    def place_within(self, digest: str) -> Place:
+        """For a compute inside another one of its key, whose value is the newer one."""
+        outer = self._places[self.digests.index(digest)]
+        return replace(outer, sequence=max(outer.sequence - 1, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,7 @@ class Leader:
         draw = chance.random() if call.memo.policy.jitter else 0.0
         times = times_of(call.memo.policy, ttl or call.memo.policy.ttl, computed_at, seconds, draw)
         found = self._result_tags(call, value)
-        tags, storable = call.tags + (found or ()), ttl is not None and found is not None
+        tags, storable = call.tags + (found or ()), ttl is not None and found is not None and call.place.looked
         codec = call.memo.codec
         try:
             body = codec.encode(value, times, tags, call.digest)
@@ -193,7 +195,7 @@ class Leader:
         """The value that waits for the task's sink, as the database behind the sink is older; else `MISSING`."""
         waiting: object = MISSING
         if call.memo.outlet is not None:
-            waiting, call.sequence = call.memo.outlet.begin(call.digest)
+            waiting, call.place = call.memo.outlet.begin(call.digest)
         if terms.refresh:
             return MISSING
         if waiting is MISSING and terms.counts:

@@ -16,6 +16,7 @@ from celery_cachetiers.dialects import dialect_of
 from celery_cachetiers.errors import UncacheableArgument
 from celery_cachetiers.events import Event
 from celery_cachetiers.failures import TaskFailures
+from celery_cachetiers.journal_port import NEWEST
 from celery_cachetiers.keys import KeyMaker
 from celery_cachetiers.policy import Policy
 from celery_cachetiers.templates import compile_result_tags, compile_tags, escape_tags, namespace_tag, task_tag
@@ -78,9 +79,9 @@ class Memoized:
         Raises as `TaskOutlet.deliver`; `TierUnavailable` when neither Redis nor the broker has taken the invalidation.
         """
         assert self.outlet is not None
-        digest, sequence = (call.digest, call.sequence) if call is not None else ("", 0)
+        digest, place = (call.digest, call.place) if call is not None else ("", NEWEST)
         tags = self.invalidated_by(args, kwargs, value)
-        past = self.outlet.deliver(digest, args, kwargs, value, deleted=deleted, sequence=sequence, tags=tags)
+        past = self.outlet.deliver(digest, args, kwargs, value, deleted=deleted, place=place, tags=tags)
         if past and tags and not self.extension.suspended:
             self.extension.invalidations[self.name].repeat(tags)
 

@@ -18,7 +18,7 @@ from celery_cachetiers.delivery import Flushed
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import JournalFull, TierUnavailable, UnusableEntry
 from celery_cachetiers.events import Event, Events
-from celery_cachetiers.journal_port import FULL, Beside, Journal
+from celery_cachetiers.journal_port import FULL, NEWEST, Beside, Journal, Place
 from celery_cachetiers.journaling import LocalSequences, SafeJournal
 from celery_cachetiers.records import packed, unpacked
 from celery_cachetiers.sinks import Sink
@@ -78,72 +78,72 @@ class TaskOutlet:
         self._codec, self._clock, self._events, self._sequences = codec, clock, events, sequences
         self._journal, self._numbers, self._pump = journal, numbers, pump
 
-    def begin(self, key: str) -> tuple[object, int]:
-        """What waits under a key, and a sequence for what is computed now. Costs: 1 round trip.
+    def begin(self, key: str) -> tuple[object, Place]:
+        """What waits under a key, and the place of what is computed now. Costs: 1 round trip.
 
         A deletion that waits is delivered first, as the body would still find what was deleted. If that cannot be done,
         what the body gives is older than the deletion.
         """
         if self._journal is None:
-            return MISSING, self._number()
+            return MISSING, Place(self._number())
         deadline = self._clock.monotonic() + DELETION_PATIENCE
         while True:
-            write, sequence = self._pending(self._journal, key)
+            write, place = self._pending(self._journal, key)
             if write is None:
-                return MISSING, sequence
+                return MISSING, place
             if not write.deleted:
-                return write.value, sequence
+                return write.value, place
             flushed = self._pump.flush_key(self.sink, key)
             if flushed.taken:
-                return MISSING, sequence
+                return MISSING, place
             if flushed.claimed or self._clock.monotonic() >= deadline:
-                return MISSING, write.sequence - 1
+                return MISSING, Place(write.sequence - 1)
             time.sleep(POLL)  # another flusher has it in its hands
 
-    def _pending(self, journal: SafeJournal, key: str) -> tuple[Write | None, int]:
-        """What waits under a key, and a sequence."""
+    def _pending(self, journal: SafeJournal, key: str) -> tuple[Write | None, Place]:
+        """What waits under a key, and the place of a compute that begins now."""
         try:
             record, sequence = journal.journal.begin(self.sink.name, key)
         except TierUnavailable as error:
             self._tell("look into the journal", error)
-            return None, self._sequences.draw()
+            return None, Place(self._sequences.draw(), looked=False)
         if record is None:
-            return None, sequence
+            return None, Place(sequence)
         try:
-            return unpacked(self._codec, record)[0], sequence
-        except UnusableEntry as error:
+            return unpacked(self._codec, record)[0], Place(sequence)
+        except UnusableEntry as error:  # whoever flushes may be able to read it
             self._events.emit(Event.UNUSABLE, self.task, reason=error.reason, key=key)
-            return None, sequence
+            return None, Place(record.sequence - 1, looked=False)
 
     def deliver(
         self, key: str, args: Sequence[Any], kwargs: Mapping[str, Any], value: object, *,
-        deleted: bool = False, sequence: int = 0, tags: Sequence[str] = (),
+        deleted: bool = False, place: Place = NEWEST, tags: Sequence[str] = (),
     ) -> bool:  # fmt: skip
         """Writes one value; true if the sink has it already, as it went past the journal.
 
         Args:
             key: "" for a call without one, which goes past the journal.
-            sequence: From `begin`; 0 for a write that is newer than all before.
+            place: From `begin`.
             tags: What it invalidates, escaped.
 
         Raises:
             JournalFull: With ``when_full="raise"``, or after ``time_limit`` with ``"block"``.
             Exception: Whatever the sink raises, where the write goes past the journal.
         """
-        return not self.deliver_all([(key, args, kwargs, value)], deleted=deleted, sequence=sequence, tags=[tags])
+        return not self.deliver_all([(key, args, kwargs, value)], deleted=deleted, place=place, tags=[tags])
 
     def deliver_all(
         self, keyed: Sequence[Keyed], *,
-        deleted: bool = False, sequence: int = 0, tags: Sequence[Sequence[str]] = (),
+        deleted: bool = False, place: Place = NEWEST, tags: Sequence[Sequence[str]] = (),
     ) -> list[tuple[str, int]]:  # fmt: skip
         """The same for several writes, in one round trip. Raises as `deliver`, and may have written some of them.
 
         Returns:
             Key and sequence of each that the journal has taken.
         """
-        writes = self._writes(keyed, deleted, sequence)
+        writes = self._writes(keyed, deleted, place.sequence)
         taken: list[tuple[str, int]] = []
-        past = writes if self._journal is None else self._behind(self._journal, writes, tags, taken)
+        past = writes if self._journal is None else self._behind(self._journal, writes, tags, place, taken)
         self._through(past)
         return taken
 
@@ -178,7 +178,11 @@ class TaskOutlet:
             raise JournalFull(self.sink.name, self.sink.options.max_pending)
         if left:
             held, bodies = [done.writes[at] for at in left], [done.bodies[at] for at in left]
-            past = held if self.sink.options.when_full == "through" else self._take(self._journal, held, bodies, [])
+            past = (
+                held
+                if self.sink.options.when_full == "through"
+                else self._take(self._journal, held, bodies, NEWEST, [])
+            )
             self._through(past)
 
     def _writes(self, keyed: Sequence[Keyed], deleted: bool, sequence: int) -> list[Write]:
@@ -200,8 +204,9 @@ class TaskOutlet:
         return [key for (key, _), last in zip(taken, stands, strict=True) if not last]
 
     def _behind(
-        self, journal: SafeJournal, writes: list[Write], tags: Sequence[Sequence[str]], taken: list[tuple[str, int]]
-    ) -> list[Write]:
+        self, journal: SafeJournal, writes: list[Write], tags: Sequence[Sequence[str]], place: Place,
+        taken: list[tuple[str, int]],
+    ) -> list[Write]:  # fmt: skip
         """Those that the journal has not taken; the others go into ``taken``."""
         bodies: list[tuple[str, bytes]] = []
         held, past = list[Write](), list[Write]()
@@ -213,31 +218,34 @@ class TaskOutlet:
                 held.append(write)
             except UnusableEntry as error:
                 self._events.emit(Event.UNUSABLE, self.task, reason=error.reason, key=write.key)
-                past.append(write)
-                if write.key:  # an older value that waits would go on answering, and come after this one
-                    self._pump.flush_key(self.sink, write.key)
+                # An older value that waits would go on answering, and come after this one.
+                waited = bool(write.key) and self._pump.flush_key(self.sink, write.key).claimed > 0
+                if place.looked or not waited:
+                    past.append(write)
         if not held:
             return past
         try:
             journal.check()
-            return past + self._take(journal, held, bodies, taken)
+            return past + self._take(journal, held, bodies, place, taken)
         except TierUnavailable as error:
             self._tell("write into the journal", error)
             return past + held
 
     def _take(
-        self, journal: SafeJournal, held: list[Write], bodies: list[tuple[str, bytes]], taken: list[tuple[str, int]]
-    ) -> list[Write]:
+        self, journal: SafeJournal, held: list[Write], bodies: list[tuple[str, bytes]], place: Place,
+        taken: list[tuple[str, int]],
+    ) -> list[Write]:  # fmt: skip
         """Writes into the journal until it has room; returns what goes past it.
 
         Who waits for room helps to make it: every slot of a worker may be waiting, and none be left for a flush.
         """
         options, deadline = self.sink.options, self._clock.monotonic() + self.sink.options.time_limit
         while True:
-            given = [write.sequence for write in held] if held[0].sequence else ()
+            given = [place.sequence] * len(held) if place.sequence else ()
             sequences = journal.journal.write(
-                self.sink.name, bodies, options.max_pending, sequences=given, durability=options.durability
-            )
+                self.sink.name, bodies, options.max_pending,
+                sequences=given, yields=not place.looked, durability=options.durability,
+            )  # fmt: skip
             done = [(write.key, each) for write, each in zip(held, sequences, strict=True) if each != FULL]
             taken += done
             journal.count(self.sink, len(done))

@@ -143,7 +143,7 @@ class CachedTaskMixin(OnCommitMixin):
         if call is None:
             call = memoized.quiet_call(*self._dumped(args, kwargs))
             if call is not None:
-                _, call.sequence = memoized.outlet.begin(call.digest)
+                _, call.place = memoized.outlet.begin(call.digest)
         value = super().__call__(*args, **kwargs)  # type: ignore[misc]
         memoized.write(call, args, kwargs, value)
         return value

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import redis
 
-from celery_cachetiers.client import Argument, Build, RedisClient, Script, Step
+from celery_cachetiers.client import Argument, Build, Command, RedisClient, Script, Step
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.journal_port import Backlog, Buried, Record
 
@@ -49,20 +49,24 @@ class RedisJournal:
         max_pending: int,
         *,
         sequences: Sequence[int] = (),
+        yields: bool = False,
         durability: str | None = None,
     ) -> list[int]:
         given: Sequence[Any] = sequences or [""] * len(writes)
         rows = [(key, body, sequence) for (key, body), sequence in zip(writes, given, strict=True)]
         taken: list[int] = []
         for at in range(0, len(rows), _AT_ONCE):
-            taken += self._write(sink, rows[at : at + _AT_ONCE], max_pending, durability)
+            command = self._writing(sink, rows[at : at + _AT_ONCE], max_pending, yields)
+            taken += self._write(command, durability)
         return taken
 
-    def _write(
-        self, sink: str, rows: Sequence[tuple[str, bytes, Any]], max_pending: int, durability: str | None
-    ) -> Any:
-        args = (max_pending, *(each for row in rows for each in row))
-        command = _WRITE.command(self._names(sink, "v", "d", "b", "s", "a"), args)
+    def _writing(
+        self, sink: str, rows: Sequence[tuple[str, bytes, Any]], max_pending: int, yields: bool = False
+    ) -> Command:
+        args = (max_pending, "1" if yields else "", *(each for row in rows for each in row))
+        return _WRITE.command(self._names(sink, "v", "d", "b", "s", "a"), args)
+
+    def _write(self, command: Command, durability: str | None) -> Any:
         builds: list[Build] = [lambda _: command]
         if durability is not None:
             wait = (*_DURABLE[durability], int(self._client.timeout * 800))
@@ -75,8 +79,7 @@ class RedisJournal:
     def beside(self, sink: str, writes: Sequence[tuple[str, bytes]], max_pending: int) -> Step | None:
         if not self._beside_entries or len(writes) > _AT_ONCE:
             return None
-        args = (max_pending, *(each for key, body in writes for each in (key, body, "")))
-        command = _WRITE.command(self._names(sink, "v", "d", "b", "s", "a"), args)
+        command = self._writing(sink, [(key, body, "") for key, body in writes], max_pending)
         return Step(_WRITE, lambda _: command)
 
     def begin(self, sink: str, key: str) -> tuple[Record | None, int]:

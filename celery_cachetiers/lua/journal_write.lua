@@ -1,14 +1,16 @@
 -- Takes writes into a sink's journal, in their order.
 --
 -- KEYS  1 values   2 due   3 birth   4 last sequence   5 attempts
--- ARGV  1 records that there may be   2.. key, body and sequence of each write; '' = a new sequence
+-- ARGV  1 records that there may be   2 '1': the writes yield, or ''
+--       3.. key, body and sequence of each write; '' = a new sequence
 -- Returns the sequence of each, 0 for one that was not taken: the journal is full and does not have its key.
 -- values: key -> sequence (u64, big-endian), body. due: key -> when a flusher may claim it, or until when it is claimed.
 -- birth: key -> its first write that no sink has taken. All instants are the server's, in microseconds; records of one
 -- script are a microsecond apart, as equal ones would be in the order of their keys.
 -- A sequence is above the one before it and not below the server's clock, so that it survives a journal that is lost. One
 -- that is given was drawn before, see journal_begin.lua: a newer record of its key has overtaken the write, which is
--- dropped as if it had been taken just before that one.
+-- dropped as if it had been taken just before that one. One that yields is overtaken by any record of its key: whoever
+-- computed it did not see that, and drew its sequence elsewhere.
 -- Atomic: all of it. A full server refuses the script at its first write, and nothing has happened.
 
 local time = redis.call('TIME')
@@ -17,12 +19,13 @@ local last = tonumber(redis.call('GET', KEYS[4]) or '0')
 local room = tonumber(ARGV[1]) - redis.call('ZCARD', KEYS[3])
 local born = now
 local sequences = {}
-for i = 2, #ARGV, 3 do
+local yields = ARGV[2] ~= ''
+for i = 3, #ARGV, 3 do
   local key = ARGV[i]
   local given = tonumber(ARGV[i + 2])
   local there = redis.call('HGET', KEYS[1], key)
   local known = there and true
-  if known and given and struct.unpack('>I8', there) > given then
+  if known and given and (yields or struct.unpack('>I8', there) > given) then
     sequences[#sequences + 1] = given
   elseif known or room > 0 then
     local sequence = given or math.max(last + 1, now)

@@ -68,17 +68,18 @@ class MemoryJournal:
         max_pending: int,
         *,
         sequences: Sequence[int] = (),
+        yields: bool = False,
         durability: str | None = None,
     ) -> list[int]:
         with self.shared.lock:
             rows = zip(writes, sequences or [0] * len(writes), strict=True)
-            return [self._write(self.shared.sinks[sink], *write, given, max_pending) for write, given in rows]
+            return [self._write(self.shared.sinks[sink], *write, given, yields, max_pending) for write, given in rows]
 
-    def _write(self, table: SinkTable, key: str, body: bytes, given: int, max_pending: int) -> int:
+    def _write(self, table: SinkTable, key: str, body: bytes, given: int, yields: bool, max_pending: int) -> int:
         dirty = table.dirty.get(key)
         if dirty is None and len(table.dirty) >= max_pending:
             return FULL
-        if dirty is not None and given and dirty.record.sequence > given:
+        if dirty is not None and given and (yields or dirty.record.sequence > given):
             return given
         record = Record(key, given or self._next(table), body)
         if dirty is None:

@@ -19,6 +19,7 @@ from celery_cachetiers import (
     Write,
     sink,
 )
+from celery_cachetiers.client import Script
 from celery_cachetiers.events import Event
 from celery_cachetiers.signals import cache_hit
 from celery_cachetiers.testing import Gate
@@ -321,6 +322,87 @@ def test_a_write_that_no_replica_confirms_is_in_the_sink_at_once_and_comes_again
     flush(app)
     assert table.values() == ["a#1", "a#1"]
     assert table.got[0].sequence == table.got[1].sequence
+
+
+# ---- a look into the journal that fails ------------------------------------------------------------------------------
+
+
+def lose(proxy: RedisProxy, *scripts: str) -> None:
+    """Loses every command that runs one of these scripts, sent again or not."""
+    hashes = {Script(name).sha.encode() for name in scripts}
+    proxy.on_command = lambda command: proxy.cut() if hashes & {*command[1:2]} else None
+
+
+@pytest.mark.parametrize("way", [direct, delayed])
+@pytest.mark.parametrize("uncached", [False, True])
+def test_what_is_computed_without_a_look_does_not_displace_what_waits(
+    app: Celery, redis_proxy: RedisProxy, table: Table, way: Callable[..., Any], uncached: bool
+) -> None:
+    app.conf.cachetiers_breaker_window = 0
+    order, count = task_of(app, **({"cache_enabled": False} if uncached else {"tags": ["row:{row}"]}))
+    order.cache.put(("a",), "acknowledged")
+    CacheTiers(app).invalidate_tag("row:a")
+    lose(redis_proxy, "journal_begin")
+
+    assert way(order, "a") == "a#1"  # the database behind the sink is older, and nobody could know
+    redis_proxy.on_command = None
+    if not uncached:
+        assert order.cache.get("a") is MISSING
+        assert way(order, "a") == "acknowledged"
+    flush(app)
+    assert table.values() == ["acknowledged"]
+    assert len(count) == 1
+
+
+def test_nor_does_what_is_computed_inside_of_it(app: Celery, redis_proxy: RedisProxy, table: Table) -> None:
+    app.conf.cachetiers_breaker_window = 0
+    depth: list[int] = []
+
+    @app.task(base=CachedTask, name="nested", sink="rows", write="behind", tags=["row:{row}"])
+    def nested(row: str) -> str:
+        depth.append(1)
+        if len(depth) > 1:
+            redis_proxy.on_command = None
+            return "inner"
+        nested(row)
+        return "outer"
+
+    nested.cache.put(("a",), "acknowledged")
+    CacheTiers(app).invalidate_tag("row:a")
+    lose(redis_proxy, "journal_begin")
+    nested("a")
+    flush(app)
+
+    assert table.values() == ["acknowledged"]
+
+
+def test_what_is_computed_without_a_look_is_written_where_nothing_waits(
+    app: Celery, redis_proxy: RedisProxy, table: Table
+) -> None:
+    order, _ = task_of(app)
+    order("warm")
+    lose(redis_proxy, "journal_begin")
+    order("a")
+    redis_proxy.on_command = None
+
+    assert table.got == []
+    flush(app)
+    assert table.values() == ["warm#1", "a#2"]
+
+
+def test_a_record_that_cannot_be_read_here_is_not_displaced(
+    app: Celery, redis_server: RedisServer, table: Table
+) -> None:
+    app.conf.cachetiers_signing_key = "a key of this process"
+    order, _ = task_of(app)
+    with closing(cached_app(app.main, redis_server.url(), cachetiers_signing_key="the next release's key")) as other:
+        stranger, _ = task_of(other)
+        stranger.cache.put(("a",), "acknowledged")
+
+        assert order("a") == "a#1"
+        assert order.cache.get("a") is MISSING
+        flush(other)
+    assert table.values() == ["acknowledged"]
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import ConfigurationError, JournalFull, TierUnavailable, UnusableEntry
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.flush import Flusher
-from celery_cachetiers.journal_port import Record
+from celery_cachetiers.journal_port import Place, Record
 from celery_cachetiers.journaling import LocalSequences, SafeJournal
 from celery_cachetiers.leases.repeat import repeating
 from celery_cachetiers.outlet import TaskOutlet
@@ -184,9 +184,9 @@ def test_a_value_waits_in_the_journal_and_comes_out_as_it_went_in(stage: Stage) 
 def test_what_waits_answers_in_place_of_the_body(stage: Stage) -> None:
     stage.deliver(K1, None)
 
-    value, sequence = stage.outlet.begin(K1)
+    value, place = stage.outlet.begin(K1)
     assert value is None
-    assert sequence > stage.journal.shared.sinks[SINK].dirty[K1].record.sequence
+    assert place.sequence > stage.journal.shared.sinks[SINK].dirty[K1].record.sequence
     assert stage.outlet.begin(K2)[0] is MISSING
 
 
@@ -253,10 +253,10 @@ def test_what_goes_through_is_cut_into_batches(make: Make) -> None:
 def test_without_the_journal_the_sink_gets_the_value_once_and_at_once(stage: Stage) -> None:
     stage.journal.away = True
 
-    value, sequence = stage.outlet.begin(K1)
+    value, place = stage.outlet.begin(K1)
     assert value is MISSING
-    assert stage.deliver(K1, "v", sequence=sequence)
-    assert [(write.value, write.sequence) for write in stage.target.got] == [("v", sequence)]
+    assert stage.deliver(K1, "v", place=place)
+    assert [(write.value, write.sequence) for write in stage.target.got] == [("v", place.sequence)]
     assert {details["step"] for event, details in stage.heard if event is Event.FAILED_OPEN} == {
         "look into the journal",
         "write into the journal",
@@ -266,7 +266,7 @@ def test_without_the_journal_the_sink_gets_the_value_once_and_at_once(stage: Sta
 def test_sequences_of_this_process_grow_though_its_clock_stands_still(stage: Stage) -> None:
     stage.journal.away = True
 
-    drawn = [stage.outlet.begin(K1)[1] for _ in range(3)]
+    drawn = [stage.outlet.begin(K1)[1].sequence for _ in range(3)]
     assert drawn == sorted(set(drawn))
     assert drawn[0] == int(stage.clock.time() * 1e6)
 
@@ -305,11 +305,11 @@ def test_a_server_that_was_away_is_looked_at_once_it_is_back_and_then_no_more(st
 
 def test_through_asks_the_journal_for_nothing_but_a_sequence(stage: Stage) -> None:
     through = stage.make(None)
-    value, sequence = through.begin(K1)
+    value, place = through.begin(K1)
 
     assert value is MISSING
-    assert through.deliver(K1, (1,), {}, "v", sequence=sequence)
-    assert [(write.value, write.sequence) for write in stage.target.got] == [("v", sequence)]
+    assert through.deliver(K1, (1,), {}, "v", place=place)
+    assert [(write.value, write.sequence) for write in stage.target.got] == [("v", place.sequence)]
     assert stage.pending() == {}
 
 
@@ -317,18 +317,18 @@ def test_through_draws_its_own_sequences_where_the_journal_is_away(stage: Stage)
     stage.journal.away = True
     through = stage.make(None)
 
-    _, sequence = through.begin(K1)
+    _, place = through.begin(K1)
     through.deliver(K1, (1,), {}, "v")
-    assert stage.target.got[0].sequence > sequence
+    assert stage.target.got[0].sequence > place.sequence
 
 
 # ---- order -----------------------------------------------------------------------------------------------------------
 
 
 def test_what_a_leader_computes_does_not_displace_what_was_put_meanwhile(stage: Stage) -> None:
-    _, sequence = stage.outlet.begin(K1)
+    _, place = stage.outlet.begin(K1)
     stage.deliver(K1, "put")
-    stage.deliver(K1, "computed", sequence=sequence)
+    stage.deliver(K1, "computed", place=place)
 
     assert stage.pending() == {K1: "put"}
     stage.flusher.flush(10)
@@ -336,13 +336,55 @@ def test_what_a_leader_computes_does_not_displace_what_was_put_meanwhile(stage: 
 
 
 def test_nor_in_the_sink_though_it_comes_later(stage: Stage) -> None:
-    _, sequence = stage.outlet.begin(K1)
+    _, place = stage.outlet.begin(K1)
     stage.deliver(K1, "put")
     stage.flusher.flush(10)
-    stage.deliver(K1, "computed", sequence=sequence)
+    stage.deliver(K1, "computed", place=place)
     stage.flusher.flush(10)
 
     assert max(stage.target.got, key=lambda write: write.sequence).value == "put"
+
+
+# ---- a look that has failed ------------------------------------------------------------------------------------------
+
+
+def unseen(stage: Stage, key: str = K1) -> Place:
+    """The place of a compute that begins while the journal is away for a moment."""
+    stage.journal.away = True
+    _, place = stage.outlet.begin(key)
+    stage.journal.away = False
+    return place
+
+
+def test_a_value_whose_compute_could_not_look_yields_to_what_waits(stage: Stage) -> None:
+    stage.deliver(K1, "acknowledged")
+    place = unseen(stage)
+    stage.deliver(K1, "computed", place=place)
+    stage.deliver(K2, "computed", place=unseen(stage, K2))
+
+    assert not place.looked
+    assert stage.pending() == {K1: "acknowledged", K2: "computed"}
+
+
+def test_so_it_does_if_it_cannot_be_serialized(stage: Stage) -> None:
+    value = object()
+    stage.deliver(K1, "acknowledged")
+    stage.deliver(K1, value, place=unseen(stage))
+    assert stage.target.values() == ["acknowledged"]
+
+    stage.deliver(K1, value, place=unseen(stage))
+    assert stage.target.values() == ["acknowledged", value]
+
+
+def test_what_is_computed_over_a_record_that_cannot_be_read_is_older_than_it(stage: Stage) -> None:
+    [sequence] = stage.journal.write(SINK, [(K1, b"of another release")], 10)
+    value, place = stage.outlet.begin(K1)
+    stage.deliver(K1, "computed", place=place)
+
+    assert value is MISSING
+    assert place == Place(sequence - 1, looked=False)
+    [record] = stage.journal.claim(SINK, "other", 10, 10.0)
+    assert record.body == b"of another release"
 
 
 # ---- deletions -------------------------------------------------------------------------------------------------------
@@ -351,10 +393,10 @@ def test_nor_in_the_sink_though_it_comes_later(stage: Stage) -> None:
 def test_a_deletion_reaches_the_sink_before_the_body_looks(stage: Stage) -> None:
     stage.deliver(K1, None, deleted=True)
 
-    value, sequence = stage.outlet.begin(K1)
+    value, place = stage.outlet.begin(K1)
     assert value is MISSING
     assert [(write.deleted, write.key) for write in stage.target.got] == [(True, K1)]
-    assert sequence > stage.target.got[0].sequence
+    assert place.sequence > stage.target.got[0].sequence
 
 
 def test_what_is_computed_while_a_deletion_cannot_be_delivered_is_older_than_it(stage: Stage) -> None:
@@ -362,8 +404,8 @@ def test_what_is_computed_while_a_deletion_cannot_be_delivered_is_older_than_it(
     stage.flusher.flush(10)
     stage.deliver(K1, None, deleted=True)
     stage.target.error = LookupError("no table")
-    value, sequence = stage.outlet.begin(K1)
-    stage.deliver(K1, "row again", sequence=sequence)
+    value, place = stage.outlet.begin(K1)
+    stage.deliver(K1, "row again", place=place)
 
     assert value is MISSING
     assert stage.pending() == {K1: None}
@@ -393,7 +435,7 @@ def test_a_deletion_in_another_flushers_hands_is_waited_for(make: Make) -> None:
     reader.join(10)
 
     assert found[0][0] is MISSING
-    assert found[0][1] > record.sequence
+    assert found[0][1].sequence > record.sequence
 
 
 # ---- a full journal --------------------------------------------------------------------------------------------------

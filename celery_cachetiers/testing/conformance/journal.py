@@ -613,6 +613,30 @@ class JournalConformance:
         assert record is not None
         assert (record.sequence, record.body) == (begun, b"1")
 
+    def test_a_write_that_yields_does_not_displace_what_waits_whatever_its_sequence(
+        self, journal: JournalUnderTest
+    ) -> None:
+        [waits] = journal.write("a", body=b"waits", max_pending=1)
+        unseen = waits + 60_000_000
+
+        given = journal.ours.write(journal.sink, [("a", b"unseen")], 1, sequences=[unseen], yields=True)
+        assert given == [unseen]
+        [record] = journal.claim()
+        assert (record.sequence, record.body) == (waits, b"waits")
+        journal.ours.write(journal.sink, [("a", b"unseen")], 1, sequences=[unseen], yields=True)
+        assert journal.acknowledge([record]) == 1
+        assert journal.backlog().pending == 0
+
+    def test_a_write_that_yields_is_taken_where_nothing_waits(self, journal: JournalUnderTest) -> None:
+        [waits] = journal.write("a")
+        given = [waits + 1, waits + 2]
+
+        assert journal.ours.write(journal.sink, [("b", b"1"), ("c", b"2")], 2, sequences=given, yields=True) == [
+            given[0],
+            FULL,
+        ]
+        assert [(each.key, each.sequence) for each in journal.claim()] == [("a", waits), ("b", given[0])]
+
     def test_a_write_stands_until_it_is_written_again_or_taken(self, journal: JournalUnderTest) -> None:
         written = list(zip("abc", journal.write("a", "b", "c"), strict=True))
         assert journal.theirs.stands(journal.sink, written) == [True, True, True]
