@@ -232,8 +232,8 @@ class Place:
 
     Attributes:
         sequence: From before its compute; 0: it is newer than all before.
-        looked: False: nobody could see what waits, so that it may have been computed from an older state than that. Then
-            it counts as older than whatever waits when it is written, and is not kept in the cache.
+        looked: False: nobody could see what waits, so that it may have been computed from an older state than that.
+            Then it counts as older than whatever waits when it is written, and is not kept in the cache.
     """
 
     sequence: int = 0

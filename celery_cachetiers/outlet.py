@@ -178,12 +178,8 @@ class TaskOutlet:
             raise JournalFull(self.sink.name, self.sink.options.max_pending)
         if left:
             held, bodies = [done.writes[at] for at in left], [done.bodies[at] for at in left]
-            past = (
-                held
-                if self.sink.options.when_full == "through"
-                else self._take(self._journal, held, bodies, NEWEST, [])
-            )
-            self._through(past)
+            through = self.sink.options.when_full == "through"
+            self._through(held if through else self._take(self._journal, held, bodies, NEWEST, []))
 
     def _writes(self, keyed: Sequence[Keyed], deleted: bool, sequence: int) -> list[Write]:
         now = self._clock.time()
