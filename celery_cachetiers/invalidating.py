@@ -10,7 +10,9 @@ It decides which tags, and what becomes of them when Redis cannot be reached; `c
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any
@@ -95,12 +97,18 @@ class Run:
         tags: What the templates gave before it ran.
         watch: Whether the session commits meanwhile.
         errors: What could not be rendered.
+        asked: Whether the callable was, if there is one.
     """
 
     arguments: Mapping[str, object] | None
     watch: Watch
     tags: list[str] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
+    asked: bool = False
+
+
+_next: ContextVar[tuple[Invalidation, Run] | None] = ContextVar("cachetiers_next_run", default=None)
+"""The run that was begun for the body which is about to be called."""
 
 
 class Invalidation:
@@ -132,7 +140,7 @@ class Invalidation:
         def invalidating(*args: Any, **kwargs: Any) -> Any:
             if self.tiers.suspended:
                 return run(*args, **kwargs)
-            begun = self.begin(args, kwargs)
+            begun = self._begun() or self.begin(args, kwargs)
             try:
                 result = run(*args, **kwargs)
             except BaseException as error:
@@ -164,9 +172,26 @@ class Invalidation:
             self._render(template, begun)
         return begun
 
-    def tags_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> tuple[str, ...]:
-        """What a body that gave this result has changed, escaped; what cannot be told is logged, and not among it."""
+    @contextmanager
+    def beginning(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Run]:
+        """A run that is begun here, for the body which is called in the block: for a caller that asks it afterwards."""
         begun = self.begin(args, kwargs)
+        before = _next.set((self, begun))
+        try:
+            yield begun
+        finally:
+            _next.reset(before)
+
+    def _begun(self) -> Run | None:
+        """The run that was begun for this call; no other call, such as one that the body makes, gets it."""
+        invalidation, begun = _next.get() or (None, None)
+        if invalidation is not self:
+            return None
+        _next.set(None)
+        return begun
+
+    def tags_of(self, begun: Run, result: object) -> tuple[str, ...]:
+        """What a body that gave this result has changed, escaped; what cannot be told is logged, and not among it."""
         self._find(begun, result)
         return tuple(sorted({escape_tag(tag) for tag in begun.tags}))
 
@@ -213,7 +238,10 @@ class Invalidation:
             begun.errors.append(error)
 
     def _find(self, begun: Run, result: object) -> None:
-        """What the callable says; and what could not be found is told, after all that could."""
+        """What the callable says; and what could not be found is told, after all that could. Once for each run."""
+        if begun.asked:
+            return
+        begun.asked = True
         if self._ask is not None and begun.arguments is not None:
             try:
                 found = self._ask(begun.arguments, result)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from celery import Task
@@ -22,6 +24,9 @@ from celery_cachetiers.policy import Policy
 from celery_cachetiers.templates import compile_result_tags, compile_tags, escape_tags, namespace_tag, task_tag
 
 logger = logging.getLogger("celery_cachetiers")
+
+TagsOf = Callable[[object], tuple[str, ...]]
+"""From a body's value to tags."""
 
 HANDLERS = ("before_start", "on_success", "after_return")
 
@@ -68,27 +73,41 @@ class Memoized:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         value: object,
-        *,
-        deleted: bool = False,
+        tags: tuple[str, ...],
     ) -> None:
-        """Hands a value to the task's sink.
+        """Hands the value of a body that has run to the task's sink.
 
         What the body has invalidated may have been computed anew before the sink had it: then it is invalidated again,
         by the flush, or here if the sink has it already.
+
+        Args:
+            tags: What the body has invalidated, escaped.
 
         Raises as `TaskOutlet.deliver`; `TierUnavailable` when neither Redis nor the broker has taken the invalidation.
         """
         assert self.outlet is not None
         digest, place = (call.digest, call.place) if call is not None else ("", NEWEST)
-        tags = self.invalidated_by(args, kwargs, value)
-        past = self.outlet.deliver(digest, args, kwargs, value, deleted=deleted, place=place, tags=tags)
+        past = self.outlet.deliver(digest, args, kwargs, value, place=place, tags=tags)
         if past and tags and not self.extension.suspended:
             self.extension.invalidations[self.name].repeat(tags)
 
-    def invalidated_by(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: object) -> tuple[str, ...]:
-        """The tags, escaped, that the task declares to invalidate with a value of its own."""
+    @contextmanager
+    def running(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[TagsOf]:
+        """While the body runs: what tells from its value the tags, escaped, that the task declares to invalidate.
+
+        Those that the arguments give are rendered before it, as it may change them.
+        """
         invalidation = self.extension.invalidations.get(self.name)
-        return () if invalidation is None else invalidation.tags_of(args, dict(kwargs), value)
+        if invalidation is None:
+            yield lambda value: ()
+            return
+        with invalidation.beginning(args, dict(kwargs)) as begun:
+            yield partial(invalidation.tags_of, begun)
+
+    def invalidated_by(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: object) -> tuple[str, ...]:
+        """The same for a value that comes without its body."""
+        invalidation = self.extension.invalidations.get(self.name)
+        return () if invalidation is None else invalidation.tags_of(invalidation.begin(args, dict(kwargs)), value)
 
     def call_or_none(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
         """The same; ``None`` if the call runs uncached, which is said once per argument and counted.

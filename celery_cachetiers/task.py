@@ -144,8 +144,9 @@ class CachedTaskMixin(OnCommitMixin):
             call = memoized.quiet_call(*self._dumped(args, kwargs))
             if call is not None:
                 _, call.place = memoized.outlet.begin(call.digest)
-        value = super().__call__(*args, **kwargs)  # type: ignore[misc]
-        memoized.write(call, args, kwargs, value)
+        with memoized.running(args, kwargs) as tags_of:
+            value = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        memoized.write(call, args, kwargs, value, tags_of(value))
         return value
 
     # -- publish seam -----------------------------------------------------------------------------------------------

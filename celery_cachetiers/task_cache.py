@@ -128,12 +128,14 @@ class TaskCache:
 
         Costs: 2 round trips.
         """
-        if self._memoized.outlet is None:
+        outlet, cache = self._memoized.outlet, self._memoized.cache
+        if outlet is None:
             raise ConfigurationError("sink", None, "a sink to delete from", f"task {self._memoized.name}")
         call = self._call(args, kwargs)
-        self._memoized.write(call, args, kwargs, None, deleted=True)
-        self._memoized.cache.invalidate_key(call.digest, self._memoized.name)
-        self._invalidate(self._memoized.invalidated_by(args, kwargs, None))
+        tags = self._memoized.invalidated_by(args, kwargs, None)
+        outlet.deliver(call.digest, args, kwargs, None, deleted=True, tags=tags)
+        cache.invalidate_key(call.digest, self._memoized.name)
+        self._invalidate(tags)
 
     def _invalidate(self, names: Iterable[str]) -> None:
         """What the task declares to invalidate, as its value has changed without its body."""

@@ -215,6 +215,66 @@ def test_of_a_body_that_calls_its_own_key_the_outer_value_stays_in_cache_and_sin
     assert max(table.got, key=lambda write: write.sequence).value == "outer of inner"
 
 
+# ---- what a write says of its call -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write", ["behind", "through"])
+@pytest.mark.parametrize("way", [direct, delayed])
+def test_what_a_flush_invalidates_is_of_the_call_whatever_the_body_does_to_its_arguments(
+    app: Celery, table: Table, way: Callable[..., Any], write: str
+) -> None:
+    heard: list[str] = []
+    CacheTiers(app).events.subscribe(lambda event, task, details: heard.extend(details["names"]), Event.INVALIDATED)
+
+    @app.task(base=CachedTask, name="change", sink="rows", write=write, invalidates=["page:{row[id]}"])
+    def change(row: dict[str, int]) -> int:
+        row["id"] = 99
+        return row["id"]
+
+    way(change, {"id": 1})
+    flush(app)
+
+    assert heard == ["page:1", "page:1"]  # when the body has run, and when the sink has its value
+
+
+@pytest.mark.parametrize("write", ["behind", "through"])
+@pytest.mark.parametrize("off", [False, True])
+def test_a_callable_is_asked_once_what_a_run_invalidates_and_once_for_a_put_and_a_deletion(
+    app: Celery, table: Table, write: str, off: bool
+) -> None:
+    tiers, heard, asked = CacheTiers(app), list[str](), list[Any]()
+    tiers.events.subscribe(lambda event, task, details: heard.extend(details["names"]), Event.INVALIDATED)
+    tiers.suspended = off
+
+    def pages(arguments: dict[str, Any], result: Any) -> list[str]:
+        asked.append(result)
+        return [f"page:{arguments['row']}"]
+
+    order, _ = task_of(app, write=write, invalidates=pages)
+    order("a")
+    tiers.suspended = False
+    order.cache.put(("b",), "put")
+    order.cache.delete("c")
+    heard.clear()
+    flush(app)
+
+    assert asked == ["a#1", "put", None]
+    if write == "behind":
+        assert {name for name in heard if name.startswith("page:")} == {"page:a", "page:b", "page:c"}
+
+
+def test_a_body_that_a_body_calls_past_its_task_invalidates_its_own(app: Celery, table: Table) -> None:
+    heard: list[str] = []
+    CacheTiers(app).events.subscribe(lambda event, task, details: heard.extend(details["names"]), Event.INVALIDATED)
+
+    @app.task(base=CachedTask, name="change", sink="rows", write="behind", invalidates=["page:{row}"])
+    def change(row: str, more: str = "") -> str:
+        return f"{row}{change.run(more) if more else ''}"
+
+    change("a", "b")
+    assert heard == ["page:b", "page:a"]
+
+
 # ---- through ---------------------------------------------------------------------------------------------------------
 
 
