@@ -7,7 +7,10 @@ that one, so that each attempt passes them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
+
+from celery_cachetiers.dialects import SCALARS
 
 Body = Callable[..., Any]
 
@@ -46,6 +49,20 @@ def dumped(task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tu
         return args, kwargs
     found = dump(args, kwargs)
     return tuple(found[0]), dict(found[1])
+
+
+def kept(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments that stay as they are now, whatever the body does to those it gets; what cannot be copied is shared."""
+    return tuple(map(_copied, args)), {name: _copied(value) for name, value in kwargs.items()}
+
+
+def _copied(value: Any) -> Any:
+    if type(value) in SCALARS:
+        return value
+    try:
+        return deepcopy(value)
+    except Exception:  # a lock, an open file: such a call has no key either
+        return value
 
 
 def with_models(arguments: dict[str, object]) -> dict[str, object]:

@@ -17,7 +17,7 @@ from celery.exceptions import Ignore
 
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.attempt import HeldElsewhere, Terms
-from celery_cachetiers.body import Body, dumped, wrap_body
+from celery_cachetiers.body import Body, dumped, kept, wrap_body
 from celery_cachetiers.call import Call
 from celery_cachetiers.declaration import checked, options_of
 from celery_cachetiers.django import OnCommitMixin
@@ -140,13 +140,14 @@ class CachedTaskMixin(OnCommitMixin):
         memoized = self.memoized
         if memoized.outlet is None:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        given = kept(*self._dumped(args, kwargs))
         if call is None:
-            call = memoized.quiet_call(*self._dumped(args, kwargs))
+            call = memoized.quiet_call(*given)
             if call is not None:
                 _, call.place = memoized.outlet.begin(call.digest)
         with memoized.running(args, kwargs) as tags_of:
             value = super().__call__(*args, **kwargs)  # type: ignore[misc]
-        memoized.write(call, args, kwargs, value, tags_of(value))
+        memoized.write(call, *given, value, tags_of(value))
         return value
 
     # -- publish seam -----------------------------------------------------------------------------------------------

@@ -71,21 +71,17 @@ class TaskCache:
 
         Costs: 1 round trip; where the journal has a Redis of its own, 2 more to that.
         """
-        rows: list[tuple[tuple[Any, ...], object, dict[str, Any]]] = [
-            (tuple(args), value, dict(*kwargs)) for args, value, *kwargs in items
-        ]
+        rows = [(*self._dump(tuple(args), dict(*kwargs)), value) for args, value, *kwargs in items]
         ttl = self._checked_ttl(ttl)
-        calls = [self._call(args, kwargs) for args, _, kwargs in rows]
-        entries = [(call, value) for call, (_, value, _) in zip(calls, rows, strict=True)]
+        calls = [self._memoized.call(args, kwargs) for args, kwargs, _ in rows]
+        entries = [(call, value) for call, (_, _, value) in zip(calls, rows, strict=True)]
         outlet, cache = self._memoized.outlet, self._memoized.cache
         if outlet is None:
             if self._on():
                 cache.put_all(entries, ttl)
             return
-        tags = [self._memoized.invalidated_by(args, kwargs, value) for args, value, kwargs in rows]
-        writes: list[Keyed] = [
-            (call.digest, args, kwargs, value) for call, (args, value, kwargs) in zip(calls, rows, strict=True)
-        ]
+        tags = [self._memoized.invalidated_by(*row) for row in rows]
+        writes: list[Keyed] = [(call.digest, *row) for call, row in zip(calls, rows, strict=True)]
         together = outlet.beside(writes, tags) if self._on() else None
         if together is not None:
             self._put_together(outlet, together, entries, ttl)
@@ -131,7 +127,8 @@ class TaskCache:
         outlet, cache = self._memoized.outlet, self._memoized.cache
         if outlet is None:
             raise ConfigurationError("sink", None, "a sink to delete from", f"task {self._memoized.name}")
-        call = self._call(args, kwargs)
+        args, kwargs = self._dump(args, kwargs)
+        call = self._memoized.call(args, kwargs)
         tags = self._memoized.invalidated_by(args, kwargs, None)
         outlet.deliver(call.digest, args, kwargs, None, deleted=True, tags=tags)
         cache.invalidate_key(call.digest, self._memoized.name)

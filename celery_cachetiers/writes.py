@@ -13,7 +13,8 @@ class Write:
 
     Attributes:
         task: Name of the task whose value it is.
-        args: The call's positional arguments, as they came back from the journal's serializer.
+        args: The call's positional arguments, as they were before the body ran and came back from the journal's
+            serializer; models of ``pydantic=True`` tasks as dicts.
         kwargs: Its keyword arguments.
         key: The call's key, 32 hex characters; "" for a call without one.
         value: What the body returned, or what was put; ``None`` for a deleted one.

@@ -6,8 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pydantic
 import pytest
 from celery import Celery
+from celery import Task as CeleryTask
 
 from celery_cachetiers import (
     MISSING,
@@ -261,6 +263,61 @@ def test_a_callable_is_asked_once_what_a_run_invalidates_and_once_for_a_put_and_
     assert asked == ["a#1", "put", None]
     if write == "behind":
         assert {name for name in heard if name.startswith("page:")} == {"page:a", "page:b", "page:c"}
+
+
+@pytest.mark.parametrize("write", ["behind", "through"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("off", [False, True])
+def test_a_sink_gets_the_arguments_of_the_call_whatever_the_body_does_to_them(
+    app: Celery, table: Table, way: Callable[..., Any], write: str, off: bool
+) -> None:
+    @app.task(base=CachedTask, name="change", sink="rows", write=write, cache_enabled=not off)
+    def change(row: dict[str, Any], more: Any = None) -> str:
+        row["lines"].append("the body's")
+        row.pop("id")
+        return "done"
+
+    way(change, {"id": 1, "lines": []})
+    flush(app)
+
+    assert [write.args for write in table.got] == [({"id": 1, "lines": []},)]
+
+
+def test_arguments_that_cannot_be_copied_reach_a_sink_as_they_are(app: Celery, table: Table) -> None:
+    order, _ = task_of(app)
+    lock, row = threading.Lock(), {"id": 1}
+    order(lock, row)
+
+    assert table.got[0].args == (lock, {"id": 1})
+    assert table.got[0].args[1] is not row
+
+
+class Row(pydantic.BaseModel):
+    id: int
+
+
+@pytest.mark.skipif(
+    not hasattr(CeleryTask, "_dump_pydantic_arguments"), reason="before Celery 5.7 callers pass no models"
+)
+@pytest.mark.parametrize("off", [False, True])
+def test_what_a_task_that_takes_models_writes_waits_in_the_journal(app: Celery, table: Table, off: bool) -> None:
+    def total(row: Row, more: int = 0) -> int:
+        return row.id
+
+    total.__annotations__ = {"row": Row, "more": int, "return": int}
+    options = {"base": CachedTask, "name": "total", "sink": "rows", "write": "behind", "cache_enabled": not off}
+    task: Any = app.task(total, pydantic=True, invalidates=["page:{row.id}"], **options)
+
+    task(Row(id=1))
+    task.cache.put((Row(id=2),), 2, {"more": 1})
+    task.cache.delete(row=Row(id=3))
+    assert table.got == []
+    flush(app)
+    assert [(write.args, write.kwargs, write.deleted) for write in table.got] == [
+        (({"id": 1},), {}, False),
+        (({"id": 2},), {"more": 1}, False),
+        ((), {"row": {"id": 3}}, True),
+    ]
 
 
 def test_a_body_that_a_body_calls_past_its_task_invalidates_its_own(app: Celery, table: Table) -> None:
