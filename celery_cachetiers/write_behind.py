@@ -100,8 +100,9 @@ class WriteBehind:
         if where is None:
             return None
         url, options = where
-        # Never asked: a write that is not tried goes to the sink, which takes longer.
-        client = RedisClient(url, settings.timeout, Breaker(0.0, self._tiers.clock), **options)
+        # Of its own: the cache may answer while the journal's server does not.
+        breaker = Breaker(settings.breaker_window, self._tiers.clock, _tell)
+        client = RedisClient(url, settings.timeout, breaker, **options)
         return RedisJournal(client, settings.namespace, beside_entries=where == self._tiers.where())
 
     def outlet(self, task: str, policy: Policy) -> TaskOutlet:
@@ -245,3 +246,12 @@ class WriteBehind:
 
     def __repr__(self) -> str:
         return f"<WriteBehind: {self.journal!r}, sinks {sorted(registered())}>"
+
+
+def _tell(opened: bool) -> None:
+    if opened:
+        logger.warning(
+            "celery-cachetiers: the journal cannot be reached; what is written goes to its sink at once until it can"
+        )
+    else:
+        logger.info("celery-cachetiers: the journal answers again")

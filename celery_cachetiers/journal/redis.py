@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import redis
 
-from celery_cachetiers.client import Argument, Build, Command, RedisClient, Script, Step
+from celery_cachetiers.client import Argument, Build, Command, RedisClient, Script, Step, was_answered
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.journal_port import Backlog, Buried, Record
 
@@ -32,8 +32,10 @@ _DURABLE: Final = {"replica": ("WAIT", 1), "disk": ("WAITAOF", 1, 0)}
 class RedisJournal:
     """A `celery_cachetiers.journal_port.Journal` on one Redis server.
 
-    Concurrency: holds no state of its own; thread- and fork-safe as its client is. The breaker is never asked: a write
-    that is not tried goes to the sink directly, which is slower than the attempt.
+    What a caller does asks the breaker, as there is another way for it: a write that is not tried goes to the sink.
+    What a flusher or an operator does is always tried.
+
+    Concurrency: holds no state of its own; thread- and fork-safe as its client is.
 
     Args:
         beside_entries: L2 is on the same server, and in the same database.
@@ -71,7 +73,7 @@ class RedisJournal:
         if durability is not None:
             wait = (*_DURABLE[durability], int(self._client.timeout * 800))
             builds.append(lambda _: wait)
-        taken, *durable = self._client.run_all(_WRITE, builds, must_try=True)
+        taken, *durable = self._client.run_all(_WRITE, builds)
         if durable and not (durable[0][0] if durability == "disk" else durable[0]):
             raise TierUnavailable(f"no {durability} has confirmed the write in time")
         return taken
@@ -83,11 +85,19 @@ class RedisJournal:
         return Step(_WRITE, lambda _: command)
 
     def begin(self, sink: str, key: str) -> tuple[Record | None, int]:
-        value, sequence = self._run(_BEGIN, self._names(sink, "v", "s"), key)
+        names = self._names(sink, "v", "s")
+        try:
+            value, sequence = self._ask(_BEGIN, names, key)
+        except TierUnavailable as error:
+            if error.__cause__ is None or was_answered(error):  # not tried, or no use
+                raise
+            value, sequence = self._run(
+                _BEGIN, names, key
+            )  # a compute that could not look may be older than what waits
         return (_record(key, value) if value else None), sequence
 
     def sequence(self, sink: str) -> int:
-        return int(self._run(_SEQUENCE, self._names(sink, "s")))
+        return int(self._ask(_SEQUENCE, self._names(sink, "s")))
 
     def look(self, sink: str, key: str) -> Record | None:
         [name] = self._names(sink, "v")
@@ -98,11 +108,12 @@ class RedisJournal:
         names = self._names(sink, "v")
         found: list[int] = []
         for at in range(0, len(written), _AT_ONCE):
-            found += self._run(_STANDS, names, *_pairs(written[at : at + _AT_ONCE]))
+            found += self._ask(_STANDS, names, *_pairs(written[at : at + _AT_ONCE]))
         return list(map(bool, found))
 
     def claim(self, sink: str, token: str, limit: int, seconds: float, key: str = "") -> list[Record]:
-        found = self._run(_CLAIM, self._names(sink, "v", "d", "c", "a"), token, limit, _us(seconds), key)
+        run = self._ask if key else self._run  # a caller asks for one key, a flusher for what is due
+        found = run(_CLAIM, self._names(sink, "v", "d", "c", "a"), token, limit, _us(seconds), key)
         rows = zip(found[::3], found[1::3], found[2::3], strict=True)
         return [_record(key.decode(), value, int(attempts)) for key, value, attempts in rows]
 
@@ -154,7 +165,7 @@ class RedisJournal:
 
     def unsafe(self) -> str | None:
         try:
-            answer = self._client.call(lambda _: ("INFO", "memory"), must_try=True)
+            answer = self._client.call(lambda _: ("INFO", "memory"))
         except TierUnavailable as error:
             if isinstance(error.__cause__, redis.ResponseError):  # it does not tell us
                 return None
@@ -179,9 +190,13 @@ class RedisJournal:
     def _names(self, sink: str, *kinds: str) -> list[str]:
         return [f"{self._namespace}:{{wb:{sink}}}:{kind}" for kind in kinds]
 
-    def _run(self, script: Script, keys: Sequence[str], *args: Argument) -> Any:
+    def _run(self, script: Script, keys: Sequence[str], *args: Argument, must_try: bool = True) -> Any:
         command = script.command(keys, args)
-        return self._client.run(script, lambda _: command, must_try=True)
+        return self._client.run(script, lambda _: command, must_try=must_try)
+
+    def _ask(self, script: Script, keys: Sequence[str], *args: Argument) -> Any:
+        """The same, unless the breaker has the server left alone."""
+        return self._run(script, keys, *args, must_try=False)
 
 
 def _record(key: str, value: bytes, attempts: int = 0) -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -411,6 +412,91 @@ def test_a_put_without_the_journal_is_in_the_sink_and_says_that_the_cache_has_it
     assert table.values() == ["put"]
 
 
+def attempts(proxy: RedisProxy) -> int:
+    """What has been tried since the last reset."""
+    return proxy.connections + proxy.commands.total()
+
+
+@pytest.fixture
+def apart(app: Celery, redis_server: RedisServer, redis_proxy: RedisProxy) -> Celery:
+    """The journal is behind the proxy, and the cache is not."""
+    app.conf.update(
+        cachetiers_url=redis_server.url(),
+        cachetiers_journal_url=redis_proxy.url(),
+        cachetiers_timeout=0.1,
+        cachetiers_breaker_window=600.0,
+    )
+    return app
+
+
+@pytest.mark.parametrize("write", ["behind", "through"])
+@pytest.mark.parametrize(
+    "act", ["call", "call uncached", "call for what json cannot hold", "put", "put first", "delete"]
+)
+def test_a_journal_that_is_away_is_tried_once_in_a_window_not_at_each_call(
+    apart: Celery, redis_proxy: RedisProxy, table: Table, write: str, act: str
+) -> None:
+    @apart.task(base=CachedTask, name="order", sink="rows", write=write, cache_enabled="uncached" not in act)
+    def order(row: Any) -> Any:
+        return object() if "json" in act else row
+
+    acts: dict[str, Callable[[Any], Any]] = {
+        "put": lambda row: order.cache.put((row,), "put"),
+        "put first": lambda row: order.cache.put((row,), "put"),
+        "delete": order.cache.delete,
+    }
+    do = acts.get(act, order)
+    if "first" not in act:
+        do("warm")
+        flush(apart)
+        table.got.clear()
+    redis_proxy.hang()
+    do("first")
+    redis_proxy.reset()
+    for number in range(10):
+        do(number)
+
+    assert attempts(redis_proxy) == 0
+    assert len(table.got) == 11
+
+
+def test_a_write_past_a_journal_that_is_left_alone_is_newer_than_what_waits_there(
+    apart: Celery, redis_proxy: RedisProxy, table: Table
+) -> None:
+    order, _ = task_of(apart)
+    order.cache.put(("a",), "older")
+    redis_proxy.refuse()
+    order.cache.put(("b",), "opens the breaker")
+    redis_proxy.heal()
+    order.cache.put(("a",), "newer")
+    assert table.values() == ["opens the breaker", "newer"]
+
+    flush(apart)  # always tries, whatever the breaker says
+    assert (
+        max((write for write in table.got if write.args == ("a",)), key=lambda write: write.sequence).value == "newer"
+    )
+    order.cache.put(("c",), "behind again")
+    assert (len(table.got), pending(apart)) == (3, 1)
+
+
+def test_a_journal_that_is_left_alone_is_told_of_once(
+    apart: Celery, redis_proxy: RedisProxy, table: Table, caplog: pytest.LogCaptureFixture
+) -> None:
+    order, _ = task_of(apart)
+    redis_proxy.refuse()
+    for number in range(3):
+        order(number)
+    redis_proxy.heal()
+    with caplog.at_level(logging.INFO, "celery_cachetiers"):
+        flush(apart)
+
+    told = [record.message for record in caplog.records if "journal" in record.message]
+    assert told == [
+        "celery-cachetiers: the journal cannot be reached; what is written goes to its sink at once until it can",
+        "celery-cachetiers: the journal answers again",
+    ]
+
+
 def test_an_answer_that_is_lost_costs_a_second_delivery_of_an_older_sequence_at_most(
     app: Celery, redis_proxy: RedisProxy, table: Table
 ) -> None:
@@ -444,10 +530,16 @@ def test_a_write_that_no_replica_confirms_is_in_the_sink_at_once_and_comes_again
 # ---- a look into the journal that fails ------------------------------------------------------------------------------
 
 
-def lose(proxy: RedisProxy, *scripts: str) -> None:
-    """Loses every command that runs one of these scripts, sent again or not."""
-    hashes = {Script(name).sha.encode() for name in scripts}
-    proxy.on_command = lambda command: proxy.cut() if hashes & {*command[1:2]} else None
+def lose(proxy: RedisProxy, script: str, times: int = 1000) -> None:
+    """Loses the commands that run a script, sent again or not."""
+    left = [None] * times
+
+    def cut(command: tuple[bytes, ...]) -> None:
+        if command[1:2] == (Script(script).sha.encode(),) and left:
+            left.pop()
+            proxy.cut()
+
+    proxy.on_command = cut
 
 
 @pytest.mark.parametrize("way", [direct, delayed])
@@ -469,6 +561,18 @@ def test_what_is_computed_without_a_look_does_not_displace_what_waits(
     flush(app)
     assert table.values() == ["acknowledged"]
     assert len(count) == 1
+
+
+def test_a_look_that_was_lost_is_repeated(app: Celery, redis_proxy: RedisProxy, table: Table) -> None:
+    order, count = task_of(app, tags=["row:{row}"])
+    order.cache.put(("a",), "acknowledged")
+    CacheTiers(app).invalidate_tag("row:a")
+    lose(
+        redis_proxy, "journal_begin", times=2
+    )  # as a connection may have lain idle too long, the client repeats it too
+
+    assert order("a") == "acknowledged"
+    assert len(count) == 0
 
 
 def test_nor_does_what_is_computed_inside_of_it(app: Celery, redis_proxy: RedisProxy, table: Table) -> None:
@@ -496,6 +600,7 @@ def test_nor_does_what_is_computed_inside_of_it(app: Celery, redis_proxy: RedisP
 def test_what_is_computed_without_a_look_is_written_where_nothing_waits(
     app: Celery, redis_proxy: RedisProxy, table: Table
 ) -> None:
+    app.conf.cachetiers_breaker_window = 0
     order, _ = task_of(app)
     order("warm")
     lose(redis_proxy, "journal_begin")
