@@ -205,6 +205,9 @@ class Store(Protocol):
     def fence(self, digest: str) -> None:
         """Removes entry and lease, so that a running leader is refused. Costs: 1 round trip."""
 
+    def fence_all(self, digests: Sequence[str]) -> None:
+        """The same for several keys, each by itself. Costs: 1 round trip for every 1,000."""
+
     def invalidate(self, tags: Sequence[str]) -> None:
         """Makes everything under the tags a miss, notes that in the log for those that compute, and announces it.
 

@@ -100,8 +100,7 @@ class TaskCache:
         try:
             outlet.settle(together)
         except BaseException:
-            for call, _ in entries:
-                self._memoized.cache.invalidate_key(call.digest, self._memoized.name)  # nobody has written it
+            self._forget([call.digest for call, _ in entries])  # nobody has written them
             raise
 
     def _put_apart(
@@ -112,8 +111,10 @@ class TaskCache:
         if self._on():
             self._memoized.cache.put_all(entries, ttl)
         # Two who put one key may reach journal and cache in another order: then the cache has neither.
-        for key in outlet.overtaken(taken):
-            self._memoized.cache.invalidate_key(key, self._memoized.name)
+        self._forget(outlet.overtaken(taken))
+
+    def _forget(self, digests: list[str]) -> None:
+        self._memoized.cache.invalidate_keys(digests, self._memoized.name)
 
     def delete(self, *args: Any, **kwargs: Any) -> None:
         """Removes the entry, and has the task's sink remove what it has: it gets a `Write` with ``deleted``.
@@ -124,14 +125,14 @@ class TaskCache:
 
         Costs: 2 round trips.
         """
-        outlet, cache = self._memoized.outlet, self._memoized.cache
+        outlet = self._memoized.outlet
         if outlet is None:
             raise ConfigurationError("sink", None, "a sink to delete from", f"task {self._memoized.name}")
         args, kwargs = self._dump(args, kwargs)
         call = self._memoized.call(args, kwargs)
         tags = self._memoized.invalidated_by(args, kwargs, None)
         outlet.deliver(call.digest, args, kwargs, None, deleted=True, tags=tags)
-        cache.invalidate_key(call.digest, self._memoized.name)
+        self._forget([call.digest])
         self._invalidate(tags)
 
     def _invalidate(self, names: Iterable[str]) -> None:

@@ -225,8 +225,7 @@ class WriteBehind:
     def _invalidate(self, names: Iterable[str]) -> None:
         keys = {name: digest for name in names if (digest := key_of_tag(name)) is not None}
         self._tiers.cache.invalidate(sorted(set(names) - keys.keys()))
-        for digest in keys.values():
-            self._tiers.cache.invalidate_key(digest)
+        self._tiers.cache.invalidate_keys(list(keys.values()))
 
     # -- the process ------------------------------------------------------------------------------------------------
 

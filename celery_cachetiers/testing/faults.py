@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 METHODS: Final = (
     "read", "versions", "confirms", "lease", "commit", "release", "hand_over", "renew", "put", "put_all", "fence",
-    "invalidate",
+    "fence_all", "invalidate",
 )  # fmt: skip
 
 
@@ -148,6 +148,10 @@ class FaultyStore:
     def fence(self, digest: str) -> None:
         """As the store's, or a fault."""
         self._through("fence", lambda: self._store.fence(digest))
+
+    def fence_all(self, digests: Sequence[str]) -> None:
+        """As the store's, or a fault."""
+        self._through("fence_all", lambda: self._store.fence_all(digests))
 
     def invalidate(self, tags: Sequence[str]) -> None:
         """As the store's, or a fault."""

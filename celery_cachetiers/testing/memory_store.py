@@ -284,6 +284,11 @@ class MemoryStore:
             messages = self._free(digest)
         _deliver(messages + self._announcement([key_tag(digest)]))
 
+    def fence_all(self, digests: Sequence[str]) -> None:
+        """The same for several keys, each by itself."""
+        for digest in digests:
+            self.fence(digest)
+
     def invalidate(self, tags: Sequence[str]) -> None:
         """Makes everything under the tags a miss, and announces it."""
         with self.shared.lock:

@@ -782,6 +782,39 @@ def test_a_deletion_is_two_round_trips(app: Celery, redis_proxy: RedisProxy, tab
     assert trips(redis_proxy) == 2
 
 
+def test_a_flush_of_many_deletions_costs_what_a_flush_of_one_does(
+    app: Celery, redis_proxy: RedisProxy, table: Table
+) -> None:
+    order, _ = task_of(app)
+    warm(app, redis_proxy, order)
+    costs = []
+    for deletions in (1, 50):
+        for number in range(deletions):
+            order.cache.delete(number)
+        redis_proxy.reset()
+        assert flush(app).taken == deletions
+        costs.append(trips(redis_proxy))
+
+    assert costs[0] == costs[1]
+
+
+def test_writes_that_nobody_has_taken_cost_one_round_trip_to_the_cache(
+    app: Celery, redis_proxy: RedisProxy, table: Table
+) -> None:
+    sink("rows", max_pending=1, when_full="raise")(table)
+    order, _ = task_of(app)
+    order.cache.put(("waits",), 1)
+    costs = []
+    for writes in (2, 50):
+        redis_proxy.reset()
+        with pytest.raises(JournalFull):
+            order.cache.put_many([((number,), number) for number in range(writes)])
+        costs.append(trips(redis_proxy))
+        assert all(order.cache.get(number) is MISSING for number in range(writes))
+
+    assert costs[0] == costs[1]
+
+
 # ---- what waits answers ----------------------------------------------------------------------------------------------
 
 

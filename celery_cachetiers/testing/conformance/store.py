@@ -752,6 +752,21 @@ class StoreConformance:
         assert store.commit(leader) == NOT_HELD
         assert store.ours.read(key, TAGS) is None
 
+    def test_fence_all_fences_each(self, store: StoreUnderTest) -> None:
+        keys = [digest() for _ in range(3)]
+        for key in keys:
+            store.store(key)
+        leader = store.lead(keys[1], now=None)
+        other = digest()
+        store.store(other)
+        store.theirs.fence_all(keys)
+        store.theirs.fence_all([])
+
+        assert [store.ours.read(key, TAGS) for key in keys] == [None] * 3
+        assert store.ours.read(other, TAGS) is not None
+        assert store.commit(leader) == NOT_HELD
+        assert all(store.we_hear.wait_announced(key_tag(key)) for key in keys)
+
     # -- messages ---------------------------------------------------------------------------------------------------
 
     def test_whoever_was_told_that_the_lease_is_held_is_woken_by_its_end(self, store: StoreUnderTest) -> None:
