@@ -803,6 +803,7 @@ def test_writes_that_nobody_has_taken_cost_one_round_trip_to_the_cache(
 ) -> None:
     sink("rows", max_pending=1, when_full="raise")(table)
     order, _ = task_of(app)
+    wait_listening(app)
     order.cache.put(("waits",), 1)
     costs = []
     for writes in (2, 50):
