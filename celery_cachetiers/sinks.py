@@ -54,6 +54,21 @@ class Sink:
         self._reset()
         _everywhere.add(self)
 
+    @property
+    def batch_size(self) -> int:
+        """Writes at most in one call."""
+        return self.options.batch_size
+
+    @property
+    def attempts(self) -> int:
+        """How often a write may fail alone before it is buried."""
+        return self.options.attempts
+
+    @property
+    def backoff(self) -> float:
+        """Seconds before what has failed once is tried again."""
+        return self.options.backoff
+
     def _reset(self) -> None:
         self._turn = threading.Lock()  # held for the length of a batch
         self._lock = threading.Lock()  # before _writer, and between handing over a batch and ending a writer
@@ -129,6 +144,13 @@ class Sink:
                 writer.abandoned = True
                 writer.stop()
         return True
+
+    def redefine(self, definition: object, options: SinkPolicy) -> None:
+        """Stands for something else from the next batch on, for everybody who has found it. Closes what is open."""
+        with self._lock:
+            self.definition, self.options = definition, options
+            self._stop_locked()
+        self._wait_until_gone(time.monotonic() + CLOSE_PATIENCE)
 
     def close(self) -> None:
         """Closes what is open, after the batch under way; a later write opens it anew. Waits five seconds at most."""
@@ -248,8 +270,8 @@ def _register(name: str, definition: object, policy: SinkPolicy, line: tuple[obj
         if before.sink.definition is not definition and before.place != found:
             allowed = f"a name of its own: {before.sink.definition!r} has this one"
             raise ConfigurationError("sink", name, allowed, repr(definition))
-        before.sink.close()
-    _names[name] = _Entry(Sink(name, definition, policy), found)
+        before.sink.redefine(definition, policy)
+    _names[name] = _Entry(before.sink if before is not None else Sink(name, definition, policy), found)
 
 
 # -- the end of a process, and forks ----------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import logging
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import SoftTimeLimitExceeded
@@ -47,32 +46,6 @@ FLUSH_SECONDS = 30.0
 
 ONE_RETRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 """Whoever writes does not wait for a broker that is away. (Without any retry, kombu takes its own 6 s to give up.)"""
-
-
-@dataclass(frozen=True, slots=True)
-class _Port:
-    """A sink as the flusher sees it."""
-
-    sink: Sink
-
-    @property
-    def name(self) -> str:
-        return self.sink.name
-
-    @property
-    def batch_size(self) -> int:
-        return self.sink.options.batch_size
-
-    @property
-    def attempts(self) -> int:
-        return self.sink.options.attempts
-
-    @property
-    def backoff(self) -> float:
-        return self.sink.options.backoff
-
-    def write(self, writes: list[Write]) -> None:
-        self.sink.write(writes)
 
 
 class WriteBehind:
@@ -208,7 +181,7 @@ class WriteBehind:
             found = self._flushers.get(sink.name)
             if found is None:
                 found = self._flushers[sink.name] = Flusher(
-                    self.journal, _Port(sink), self._unpacked, self._invalidate,
+                    self.journal, sink, self._unpacked, self._invalidate,
                     repeat=repeating, clock=self._tiers.clock, events=self._tiers.events,
                     interrupts=(SoftTimeLimitExceeded,),
                 )  # fmt: skip

@@ -683,6 +683,35 @@ def test_a_full_journal_raises_out_of_the_call(app: Celery) -> None:
     assert order.cache.get("b") is MISSING
 
 
+# ---- a sink that is loaded again -------------------------------------------------------------------------------------
+
+
+def test_a_sink_that_was_loaded_again_gets_what_is_flushed_and_what_is_written_through(app: Celery) -> None:
+    def load(batch_size: int) -> list[Any]:
+        got: list[Any] = []
+        sink("rows", batch_size=batch_size)(lambda writes: got.append([write.value for write in writes]))
+        return got
+
+    old = load(500)
+    behind, _ = task_of(app)
+
+    @app.task(base=CachedTask, name="through", sink="rows", write="through")
+    def through(row: str) -> str:
+        return row
+
+    behind("a")
+    through("t")
+    flush(app)
+    new = load(1)
+    behind("b")
+    behind("c")
+    through("u")
+    flush(app)
+
+    assert old == [["t"], ["a#1"]]
+    assert new == [["u"], ["b#2"], ["c#3"]]
+
+
 # ---- who is asked to flush -------------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,6 @@ from celery_cachetiers.sinks import Sink, SinkPolicy
 from celery_cachetiers.testing import Gate
 from celery_cachetiers.testing.clock import FakeClock
 from celery_cachetiers.testing.memory_journal import MemoryJournal
-from celery_cachetiers.write_behind import _Port
 from celery_cachetiers.writes import Write
 
 SINK, TASK = "orders", "proj.order"
@@ -101,7 +100,7 @@ class Stage:
         self.events.subscribe(lambda event, task, details: self.heard.append((event, details)))
         self.codec = Codec("json", ["json"], None, 10_000, ())
         self.flusher = Flusher(
-            self.journal, _Port(self.sink), lambda record: unpacked(self.codec, record), lambda tags: None,
+            self.journal, self.sink, lambda record: unpacked(self.codec, record), lambda tags: None,
             repeat=repeating, clock=self.clock, events=self.events,
         )  # fmt: skip
         self.safe = SafeJournal(self.journal, self.send_flush, self.clock.monotonic)

@@ -183,6 +183,23 @@ def test_a_module_that_is_loaded_again_replaces_its_sinks(tmp_path: Path, monkey
     del sys.modules["sinks_of_a_test"]
 
 
+def test_who_has_found_a_sink_before_it_was_replaced_writes_to_the_new_one() -> None:
+    def replace(got: list[object], **options: Any) -> None:
+        sink("orders", **options)(lambda writes: got.extend(write.value for write in writes))
+
+    old: list[object] = []
+    new: list[object] = []
+    for got, options in ((old, {}), (new, {"batch_size": 7})):
+        replace(got, **options)
+        found = find("orders")
+        if got is old:
+            held = found
+        held.write([a_write()])
+
+    assert (old, new) == ([1], [1])
+    assert held.options.batch_size == held.batch_size == 7
+
+
 async def _async(writes: list[Write]) -> None: ...
 
 
