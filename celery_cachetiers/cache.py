@@ -222,7 +222,7 @@ class TieredCache:
         names = [key_tag(digest) for digest in digests]
         try:
             if self._store is not None:
-                self._store.fence_all(digests)
+                self._store.fence(*digests)
         finally:
             self._l1.invalidate(names)
         self.events.emit(Event.INVALIDATED, task, names=tuple(names))

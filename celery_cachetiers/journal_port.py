@@ -145,13 +145,13 @@ class Journal(Protocol):
         """
 
     def begin(self, sink: str, key: str) -> tuple[Record | None, int]:
-        """What `look` says, and a sequence below those of all later writes."""
+        """The dirty value of a key, whoever has claimed it, and a sequence below those of all later writes.
+
+        Its attempts are not told.
+        """
 
     def sequence(self, sink: str) -> int:
         """A sequence for a write that goes past the journal."""
-
-    def look(self, sink: str, key: str) -> Record | None:
-        """The dirty value of a key, whoever has claimed it; its attempts are not told."""
 
     def stands(self, sink: str, written: Sequence[tuple[str, int]]) -> list[bool]:
         """Whether each of these writes is still the last of its key that no sink has taken.

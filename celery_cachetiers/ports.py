@@ -202,11 +202,11 @@ class Store(Protocol):
             beside: What is to happen in the same step: a write into a journal on the same server, as that gave it.
         """
 
-    def fence(self, digest: str) -> None:
-        """Removes entry and lease, so that a running leader is refused. Costs: 1 round trip."""
+    def fence(self, *digests: str) -> None:
+        """Removes entry and lease, so that a running leader is refused; of several keys each by itself.
 
-    def fence_all(self, digests: Sequence[str]) -> None:
-        """The same for several keys, each by itself. Costs: 1 round trip for every 1,000."""
+        Costs: 1 round trip for every 1,000 keys.
+        """
 
     def invalidate(self, tags: Sequence[str]) -> None:
         """Makes everything under the tags a miss, notes that in the log for those that compute, and announces it.

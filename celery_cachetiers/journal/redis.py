@@ -18,9 +18,9 @@ from celery_cachetiers.client import Argument, Build, Command, RedisClient, Scri
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.journal_port import Backlog, Buried, Record
 
-_WRITE, _SEQUENCE, _CLAIM = Script("journal_write"), Script("journal_sequence"), Script("journal_claim")
+_BEGIN, _WRITE, _CLAIM = Script("journal_begin"), Script("journal_write"), Script("journal_claim")
 _RENEW, _ACKNOWLEDGE, _GIVE_BACK = Script("journal_renew"), Script("journal_acknowledge"), Script("journal_give_back")
-_BEGIN, _STANDS = Script("journal_begin"), Script("journal_stands")
+_STANDS = Script("journal_stands")
 _BURY, _EXHUME, _DROP = Script("journal_bury"), Script("journal_exhume"), Script("journal_drop")
 
 _SEQUENCE_BYTES: Final = 8
@@ -97,12 +97,7 @@ class RedisJournal:
         return (_record(key, value) if value else None), sequence
 
     def sequence(self, sink: str) -> int:
-        return int(self._ask(_SEQUENCE, self._names(sink, "s")))
-
-    def look(self, sink: str, key: str) -> Record | None:
-        [name] = self._names(sink, "v")
-        value = self._client.call(lambda _: ("HGET", name, key), must_try=True)
-        return None if value is None else _record(key, value)
+        return int(self._ask(_BEGIN, self._names(sink, "v", "s"), "")[1])  # no record is under this key
 
     def stands(self, sink: str, written: Sequence[tuple[str, int]]) -> list[bool]:
         names = self._names(sink, "v")

@@ -2,9 +2,10 @@
 --
 -- KEYS  1 values   2 last sequence
 -- ARGV  1 key
--- Returns the record (sequence, body) or '', and the sequence, as journal_sequence.lua draws it.
+-- Returns the record (sequence, body) or '', and the sequence: above the one before, and not below the server's clock in
+-- microseconds.
 -- Atomic: both, so that whatever is written under the key after this look has a higher sequence.
--- On a full server too: what takes memory is not the first write.
+-- On a full server too, as that is when writes go past the journal: what takes memory is not the first write.
 
 local time = redis.call('TIME')
 local last = math.max(tonumber(redis.call('GETDEL', KEYS[2]) or '0') + 1, time[1] * 1000000 + time[2])

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 METHODS: Final = (
     "read", "versions", "confirms", "lease", "commit", "release", "hand_over", "renew", "put", "put_all", "fence",
-    "fence_all", "invalidate",
+    "invalidate",
 )  # fmt: skip
 
 
@@ -145,13 +145,9 @@ class FaultyStore:
         """As the store's, or a fault."""
         self._through("put_all", lambda: self._store.put_all(puts, beside))
 
-    def fence(self, digest: str) -> None:
+    def fence(self, *digests: str) -> None:
         """As the store's, or a fault."""
-        self._through("fence", lambda: self._store.fence(digest))
-
-    def fence_all(self, digests: Sequence[str]) -> None:
-        """As the store's, or a fault."""
-        self._through("fence_all", lambda: self._store.fence_all(digests))
+        self._through("fence", lambda: self._store.fence(*digests))
 
     def invalidate(self, tags: Sequence[str]) -> None:
         """As the store's, or a fault."""

@@ -276,18 +276,14 @@ class MemoryStore:
         for put in puts:
             self.put(put.request, put.body, put.hard_ttl)
 
-    def fence(self, digest: str) -> None:
-        """Removes entry and lease, so that a running leader is refused."""
-        with self.shared.lock:
-            self.shared.entries.drop(digest)
-            self.shared.left.drop(digest)
-            messages = self._free(digest)
-        _deliver(messages + self._announcement([key_tag(digest)]))
-
-    def fence_all(self, digests: Sequence[str]) -> None:
-        """The same for several keys, each by itself."""
+    def fence(self, *digests: str) -> None:
+        """Removes entry and lease, so that a running leader is refused; of several keys each by itself."""
         for digest in digests:
-            self.fence(digest)
+            with self.shared.lock:
+                self.shared.entries.drop(digest)
+                self.shared.left.drop(digest)
+                messages = self._free(digest)
+            _deliver(messages + self._announcement([key_tag(digest)]))
 
     def invalidate(self, tags: Sequence[str]) -> None:
         """Makes everything under the tags a miss, and announces it."""

@@ -215,7 +215,7 @@ class RedisStore:
             self._client.transact([*first, *steps])
         except TierUnavailable as error:
             if was_answered(error):  # a full server refuses the transaction as a whole: older entries are not to stay
-                self.fence_all([put.request.digest for put in puts])
+                self.fence(*[put.request.digest for put in puts])
             raise
         if any(step.answer == NO_ROOM for step in steps):
             raise TierUnavailable("the server would not store the entry")
@@ -226,10 +226,7 @@ class RedisStore:
         build = self._replacing(request.digest, request.tags, put.body, put.hard_ttl, request.keep_for, nonces)
         return Step(_PUT, build)
 
-    def fence(self, digest: str) -> None:
-        self.fence_all([digest])
-
-    def fence_all(self, digests: Sequence[str]) -> None:
+    def fence(self, *digests: str) -> None:
         for at in range(0, len(digests), _AT_ONCE):
             builds = [self._replacing(digest, (), b"", 0.0, 0.0, b"") for digest in digests[at : at + _AT_ONCE]]
             self._client.run_all(_PUT, builds, must_try=True)

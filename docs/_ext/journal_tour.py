@@ -49,7 +49,7 @@ def _dead_letter(app: Celery) -> None:
     assert journal.sequence("tour") > 0
     [grave] = journal.buried("tour", 0, 10)
     key = grave.record.key
-    assert journal.look("tour", key) is None
+    assert journal.begin("tour", key)[0] is None
     assert journal.exhume("tour", [key]) == 1
     [record] = journal.claim("tour", "token", 10, 10.0)
     assert journal.renew("tour", "token", [key], 10.0) == 1

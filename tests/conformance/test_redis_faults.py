@@ -368,7 +368,7 @@ def test_a_transaction_is_one_round_trip_and_is_sent_again_to_a_server_that_does
 
     assert later > sequence
     assert [warm.store.read(key, TAGS) is not None for key in keys] == [True, True]
-    record = journal.look("orders", "a")
+    record = journal.begin("orders", "a")[0]
     assert record is not None
     assert record.sequence == later
 
@@ -386,5 +386,5 @@ def test_a_full_server_takes_neither_the_record_nor_the_entry(
     with pytest.raises(TierUnavailable):
         here.store.put_all([Put(ask(here).request(key), ask(here).body(b"x" * 10_000), TTL)], beside)
     assert not isinstance(beside.answer, list)
-    assert journal.look("orders", "a") is None
+    assert journal.begin("orders", "a")[0] is None
     assert here.store.read(key, TAGS) is None

@@ -360,7 +360,7 @@ def test_script_flush_is_survived(rig: Rig) -> None:
         lambda: rig.ask.store(key),
         lambda: rig.store.put(rig.ask.request(key), rig.ask.body(), TTL),
         lambda: rig.store.fence(key),
-        lambda: rig.store.fence_all([key, digest()]),
+        lambda: rig.store.fence(key, digest()),
         lambda: rig.store.release(key, "nobody"),
         lambda: rig.store.renew(rig.ask.request(key)),
     ):

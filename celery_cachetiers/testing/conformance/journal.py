@@ -45,6 +45,14 @@ class JournalUnderTest:
         """Claims in the other process."""
         return self.theirs.claim(self.sink, token, limit, seconds)
 
+    def look(self, key: str) -> Record | None:
+        """What waits, as our process sees it."""
+        return self.ours.begin(self.sink, key)[0]
+
+    def look_there(self, key: str) -> Record | None:
+        """The same in the other process."""
+        return self.theirs.begin(self.sink, key)[0]
+
     def acknowledge(self, records: Sequence[Record], token: str = "ours") -> int:
         """Acknowledges what was claimed."""
         return self.ours.acknowledge(self.sink, token, pairs(records))
@@ -222,17 +230,17 @@ class JournalConformance:
         [sequence] = journal.write("a")
         expected = Record("a", sequence, b"body")
 
-        assert journal.theirs.look(journal.sink, "a") == expected
+        assert journal.look_there("a") == expected
         journal.give_back(journal.claim(), failed=True)
         claimed = journal.claim()
-        assert journal.theirs.look(journal.sink, "a") == expected
+        assert journal.look_there("a") == expected
         journal.acknowledge(claimed)
-        assert journal.theirs.look(journal.sink, "a") is None
+        assert journal.look_there("a") is None
 
     def test_what_was_never_written_is_not_dirty(self, journal: JournalUnderTest) -> None:
         journal.write("a")
 
-        assert journal.ours.look(journal.sink, "b") is None
+        assert journal.look("b") is None
 
     # -- claims -------------------------------------------------------------------------------------------------------
 
@@ -435,7 +443,7 @@ class JournalConformance:
         assert abs(buried.buried_at - journal.now()) < 60
         journal.advance(SHORT * 1.5)
         assert journal.claim() == []
-        assert journal.ours.look(journal.sink, "a") is None
+        assert journal.look("a") is None
         assert journal.backlog() == Backlog(0, None, 1)
 
     def test_a_record_that_was_written_again_meanwhile_is_not_buried_and_due_at_once(
@@ -505,7 +513,7 @@ class JournalConformance:
 
         assert journal.ours.exhume(journal.sink, ["a"]) == 1
         assert journal.buried() == []
-        assert journal.ours.look(journal.sink, "a") == Record("a", sequence, b"newer")
+        assert journal.look("a") == Record("a", sequence, b"newer")
         assert journal.claim_there() == []
         assert journal.acknowledge(claimed) == 1
 
@@ -596,7 +604,7 @@ class JournalConformance:
         [newer] = journal.theirs.write(journal.sink, [("a", b"newer")], 10)
 
         assert journal.ours.write(journal.sink, [("a", b"older")], 10, sequences=[begun]) == [begun]
-        record = journal.ours.look(journal.sink, "a")
+        record = journal.look("a")
         assert record is not None
         assert (record.sequence, record.body) == (newer, b"newer")
 
@@ -609,7 +617,7 @@ class JournalConformance:
         assert taken == [begun, next_begun]
         [later] = journal.write("c")
         assert later > next_begun
-        record = journal.ours.look(journal.sink, "a")
+        record = journal.look("a")
         assert record is not None
         assert (record.sequence, record.body) == (begun, b"1")
 

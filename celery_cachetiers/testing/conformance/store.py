@@ -752,15 +752,15 @@ class StoreConformance:
         assert store.commit(leader) == NOT_HELD
         assert store.ours.read(key, TAGS) is None
 
-    def test_fence_all_fences_each(self, store: StoreUnderTest) -> None:
+    def test_several_keys_are_fenced_each_by_itself(self, store: StoreUnderTest) -> None:
         keys = [digest() for _ in range(3)]
         for key in keys:
             store.store(key)
         leader = store.lead(keys[1], now=None)
         other = digest()
         store.store(other)
-        store.theirs.fence_all(keys)
-        store.theirs.fence_all([])
+        store.theirs.fence(*keys)
+        store.theirs.fence()
 
         assert [store.ours.read(key, TAGS) for key in keys] == [None] * 3
         assert store.ours.read(other, TAGS) is not None
