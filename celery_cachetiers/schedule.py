@@ -20,6 +20,7 @@ from celery_cachetiers.write_behind import FLUSH
 logger = logging.getLogger("celery_cachetiers")
 
 DRAIN_SECONDS = 10.0
+"""Seconds after which a worker that ends begins no more batches; the one under way has `DRAIN_PATIENCE` more."""
 
 
 def entries(tiers: CacheTiers) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import SoftTimeLimitExceeded
@@ -29,6 +30,7 @@ from celery_cachetiers.policy import Policy
 from celery_cachetiers.records import unpacked
 from celery_cachetiers.sinks import Sink, find, registered
 from celery_cachetiers.templates import key_of_tag, key_tag
+from celery_cachetiers.threads import started
 from celery_cachetiers.writes import Write
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ ASKED_SECONDS = 1.0
 they must not take all slots of a worker."""
 FLUSH_SECONDS = 30.0
 """How long one flush goes on: it holds a slot of its worker meanwhile, and the next one helps it."""
+
+DRAIN_PATIENCE = 5.0
+"""Seconds that a worker which ends waits for the last batch: a sink may hang for as long as its ``time_limit``."""
 
 ONE_RETRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 """Whoever writes does not wait for a broker that is away. (Without any retry, kombu takes its own 6 s to give up.)"""
@@ -166,10 +171,24 @@ class WriteBehind:
         except Exception as error:
             logger.warning("celery-cachetiers: no worker could be asked to flush %s: %r", sink, error)
 
-    def drain(self, seconds: float) -> None:
-        """Flushes at the end of a worker; what is left then waits for the next one."""
+    def drain(self, seconds: float, patience: float = DRAIN_PATIENCE) -> None:
+        """Flushes at the end of a worker; what is left then waits for the next one.
+
+        Args:
+            seconds: No batch is begun after it.
+            patience: Seconds that the last batch may take longer than that. The process may end while a sink still has
+                it; another flusher hands it over again, once the claim on it has run out.
+        """
         if self.journal is None or not registered():
             return
+        thread = started("cachetiers-drain", partial(self._drain, seconds))
+        if thread is None:
+            return
+        thread.join(seconds + patience)
+        if thread.is_alive():
+            logger.warning("celery-cachetiers: the journal is not drained: a sink has not taken its batch in time")
+
+    def _drain(self, seconds: float) -> None:
         try:
             self.flush(seconds=seconds)
         except Exception as error:

@@ -683,6 +683,36 @@ def test_a_full_journal_raises_out_of_the_call(app: Celery) -> None:
     assert order.cache.get("b") is MISSING
 
 
+# ---- the end of a worker ---------------------------------------------------------------------------------------------
+
+
+def test_a_drain_does_not_wait_for_a_sink_that_hangs(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
+    gate, got = Gate(), list[Write]()
+
+    def hangs(writes: list[Write]) -> None:
+        gate.pass_through()
+        got.extend(writes)
+
+    sink("rows")(hangs)
+    order, _ = task_of(app)
+    order("a")
+    CacheTiers(app).writes.drain(0.05, patience=0.05)
+
+    gate.wait_reached()
+    assert "the journal is not drained: a sink has not taken its batch in time" in caplog.text
+    gate.open()  # before its own ten seconds are over, in which it would have given up
+    wait_until(lambda: len(got) == 1, timeout=10, message="the batch")
+
+
+def test_a_drain_delivers_what_it_can(app: Celery, table: Table, caplog: pytest.LogCaptureFixture) -> None:
+    order, _ = task_of(app)
+    order("a")
+    CacheTiers(app).writes.drain(10.0)
+
+    assert table.values() == ["a#1"]
+    assert "not drained" not in caplog.text
+
+
 # ---- a sink that is loaded again -------------------------------------------------------------------------------------
 
 
