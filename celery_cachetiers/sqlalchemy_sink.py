@@ -7,9 +7,11 @@ nobody's fault to `sqlalchemy_outages`, and thread, time limit and forks to `sin
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from celery_cachetiers import options as rules
 from celery_cachetiers import sqlalchemy_statements as statements
@@ -75,7 +77,6 @@ class SQLAlchemySink:
         self._own_key = key if isinstance(key, str) else None
         self._key = (key,) if isinstance(key, str) else tuple(key)
         self._sequence, self._deleted = sequence, deleted
-        self._made_in = [os.getpid()]  # one for all copies: the process that the engine's connections belong to
         self._check()
         self._engine: Engine
         self._table: Table
@@ -93,6 +94,7 @@ class SQLAlchemySink:
         dialect = None
         if isinstance(self._given, Engine):
             dialect = self._given.dialect.name
+            _owners.setdefault(self._given, os.getpid())
         elif isinstance(self._given, (str, URL)):
             try:
                 dialect = make_url(self._given).get_backend_name()
@@ -134,10 +136,7 @@ class SQLAlchemySink:
         from sqlalchemy import Engine, create_engine
 
         if isinstance(self._given, Engine):
-            if self._made_in[0] != os.getpid():
-                keep_for_ever(self._given.pool)
-                self._given.dispose(close=False)
-                self._made_in[0] = os.getpid()
+            _leave_the_parents_connections(self._given)
             return self._given
         if callable(self._given):
             return self._given()
@@ -250,6 +249,30 @@ class SQLAlchemySink:
                 if not getattr(connection.connection.dbapi_connection, "in_transaction", False):
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
                 yield connection
+
+
+_owners: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+"""The process that an engine's connections belong to, whichever sinks share it."""
+
+_lock = threading.Lock()
+
+
+def _leave_the_parents_connections(engine: Engine) -> None:
+    """Gives an engine a pool of this process' own, once."""
+    with _lock:
+        if _owners.get(engine) != os.getpid():
+            keep_for_ever(engine.pool)
+            engine.dispose(close=False)
+            _owners[engine] = os.getpid()
+
+
+def _new_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 @contextmanager

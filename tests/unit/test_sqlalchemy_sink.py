@@ -359,3 +359,35 @@ engine.dispose()
 
     assert told == 0
     assert "inherited" not in log
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
+def test_a_child_whose_sinks_share_an_engine_has_one_pool_for_them(tmp_path: Path) -> None:
+    _, connections, _ = run(
+        """
+import sqlalchemy as sa
+from celery_cachetiers import SQLAlchemySink
+
+engine = sa.create_engine(f"sqlite:///{here}/orders.db")
+with engine.begin() as connection:
+    connection.exec_driver_sql("CREATE TABLE orders (key TEXT PRIMARY KEY, value INTEGER, sequence INTEGER)")
+for name in ("one", "two"):
+    sink(name)(SQLAlchemySink(engine, "orders"))
+there, here_ = os.pipe()
+child = os.fork()
+if not child:
+    connections = []
+    sa.event.listen(engine, "connect", lambda *_: connections.append(1))
+    for number in range(2):
+        for name in ("one", "two"):
+            sinks.find(name).write([a_write(number)])
+    os.write(here_, bytes([len(connections)]))
+    sys.exit()
+print(json.dumps(os.read(there, 1)[0]))
+os.waitpid(child, 0)
+engine.dispose()
+""",
+        tmp_path,
+    )
+
+    assert connections == 1
