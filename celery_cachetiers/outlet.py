@@ -30,7 +30,11 @@ POLL: Final = 0.05
 """Seconds between two looks at a journal that is full, or at a deletion that another flusher has in its hands."""
 
 DELETION_PATIENCE: Final = 5.0
-"""Seconds that a compute waits until a deletion of its key has reached the sink."""
+"""Seconds that a compute waits for a deletion of its key that another flusher has in its hands.
+
+One that it hands over itself takes as long as the sink: until the batches before it are done, and from then on
+``time_limit`` at most.
+"""
 
 
 class Pump(Protocol):
@@ -79,10 +83,12 @@ class TaskOutlet:
         self._journal, self._numbers, self._pump = journal, numbers, pump
 
     def begin(self, key: str) -> tuple[object, Place]:
-        """What waits under a key, and the place of what is computed now. Costs: 1 round trip.
+        """What waits under a key, and the place of what is computed now.
 
         A deletion that waits is delivered first, as the body would still find what was deleted. If that cannot be done,
         what the body gives is older than the deletion.
+
+        Costs: 1 round trip; with a deletion what it takes to deliver it, see `DELETION_PATIENCE`.
         """
         if self._journal is None:
             return MISSING, Place(self._number())

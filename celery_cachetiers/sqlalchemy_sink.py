@@ -267,7 +267,7 @@ def _leave_the_parents_connections(engine: Engine) -> None:
 
 
 def _new_lock() -> None:
-    global _lock
+    global _lock  # noqa: PLW0603 - another thread may have held it at the fork
     _lock = threading.Lock()
 
 

@@ -841,6 +841,32 @@ def test_a_deletion_is_two_round_trips(app: Celery, redis_proxy: RedisProxy, tab
     assert trips(redis_proxy) == 2
 
 
+@pytest.mark.parametrize(("write", "apart", "put", "put_many", "delete"), [
+    ("behind", False, 2, 2, 3),
+    ("behind", True, 4, 4, 3),
+    ("through", False, 3, 5, 3),
+])  # fmt: skip
+def test_what_a_task_invalidates_is_one_round_trip_more(
+    app: Celery, redis_proxy: RedisProxy, table: Table, write: str, apart: bool, put: int, put_many: int, delete: int
+) -> None:
+    if apart:
+        app.conf.cachetiers_journal_url = redis_proxy.url(1)
+    order, _ = task_of(app, write=write, invalidates=["page:{row}"])
+    warm(app, redis_proxy, order)
+    acts: list[Callable[[], None]] = [
+        lambda: order.cache.put(("a",), 1),
+        lambda: order.cache.put_many([((row,), row) for row in "bcd"]),
+        lambda: order.cache.delete("a"),
+    ]
+    costs = []
+    for act in acts:
+        redis_proxy.reset()
+        act()
+        costs.append(trips(redis_proxy))
+
+    assert costs == [put, put_many, delete]
+
+
 def test_a_flush_of_many_deletions_costs_what_a_flush_of_one_does(
     app: Celery, redis_proxy: RedisProxy, table: Table
 ) -> None:
