@@ -37,6 +37,7 @@ from celery_cachetiers.templates import checked_tag, escape_tag, task_of
 from celery_cachetiers.tiers.layout import Layout
 from celery_cachetiers.tiers.memory import MemoryTier
 from celery_cachetiers.tiers.redis import RedisStore
+from celery_cachetiers.tiers.redis_server import RedisServerInfo
 from celery_cachetiers.tiers.seen_tags import SeenTags
 from celery_cachetiers.tiers.tracked import TrackedTier
 
@@ -260,6 +261,17 @@ class CacheTiers:
         store = RedisStore(client, layout, lambda: backplane.inbox, self._unusable)
         keeper = Keeper(store, self.clock, self._lease_lost)
         return TieredCache(Parts(l1, wake_ups, self.clock, self.events, store, backplane, keeper))
+
+    def server(self) -> RedisServerInfo | None:
+        """The server of L2, to be asked about itself, on connections of its own, which the caller closes.
+
+        ``None`` for an app that has memory only.
+        """
+        where = self.where()
+        if where is None:
+            return None
+        url, options = where
+        return RedisServerInfo(RedisClient(url, self.settings.timeout, Breaker(0.0, self.clock), **options))
 
     def where(self) -> tuple[str, dict[str, Any]] | None:
         """URL of L2 and options for its connections; ``None`` for an app that has memory only."""

@@ -20,7 +20,6 @@ from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.events import Event
 from celery_cachetiers.following import Follower, Shared, Watched
 from celery_cachetiers.leading import Inside, Leader
-from celery_cachetiers.local_port import Resident
 from celery_cachetiers.parts import Parts
 from celery_cachetiers.ports import Compute, Leading, Put
 from celery_cachetiers.reading import Reader, Reading
@@ -82,24 +81,24 @@ class TieredCache:
         if resident is None:
             return None
         try:
-            return resident.copy(), partial(self._count, call, resident)
+            return resident.copy(), partial(self._reader.count, call, resident)
         except Exception:  # pickled, but not to be unpickled
             self._l1.discard(call.digest)
             return None
-
-    def _count(self, call: Call, resident: Resident) -> None:
-        self._l1.count(resident, call.memo.tally)
-        if self.events.of_l1:
-            self.events.tell_l1_hit(call.memo.task, call.digest)
 
     def look(self, call: Call) -> Reading | None:
         """The value in L1 or L2, stale ones included; ``None`` for a miss, or when L2 cannot be asked.
 
         Costs: an L1 hit nothing, else 1 round trip.
         """
-        reading = self._reader.remembered(call)
-        if reading is not None:
-            return reading
+        return self.look_in_l1(call) or self.look_in_l2(call)
+
+    def look_in_l1(self, call: Call) -> Reading | None:
+        """The value in L1; as `look`, and without the call's tags. Costs: nothing; a strict read 1 round trip."""
+        return self._reader.remembered(call)
+
+    def look_in_l2(self, call: Call) -> Reading | None:
+        """The value in L2; as `look`. Costs: 1 round trip."""
         reading = self._reader.read(call)
         if reading is None or reading.value is MISSING:
             return None

@@ -70,7 +70,8 @@ class Call:
     Attributes:
         memo: The task's side.
         digest: The key, 32 hex characters.
-        find_tags: Renders the tags, implicit ones first; asked at most once, and never for an L1 hit.
+        find_tags: Renders the tags, implicit ones first; asked at most once; not for an L1 hit, but in the
+            waiting room.
         place: Of what is computed for it, among the writes to its sink.
     """
 

@@ -41,9 +41,19 @@ def is_plain(task: Any, options: Mapping[str, Any]) -> bool:
 
 
 def answer(
-    task: Any, call: Call, copy: Callable[[], object], task_id: str | None, options: Mapping[str, Any]
+    task: Any,
+    call: Call,
+    value: object,
+    copy: Callable[[], object],
+    task_id: str | None,
+    options: Mapping[str, Any],
 ) -> CachedResult:
-    """The result of a hit."""
+    """The result of a hit.
+
+    Args:
+        value: The caller's own.
+        copy: Makes one for the result backend, if that comes to want it.
+    """
     ids = _Ids(task, options)
     task.memoized.extension.events.emit(Event.UNPUBLISHED, call.memo.task, key=call.digest)
 
@@ -52,7 +62,7 @@ def answer(
             task.app.backend.mark_as_done(known_id, copy(), ids.request(known_id), True)
 
     at_once = task_id is not None and not ids.ignored
-    result = CachedResult(copy(), task_id or uuid(), store, at_once=at_once, app=task.app)
+    result = CachedResult(value, task_id or uuid(), store, at_once=at_once, app=task.app)
     ids.trail(result)
     return result
 
@@ -94,10 +104,10 @@ def coalesce(task: Any, call: Call, send: Send, options: Mapping[str, Any]) -> A
         case Held(holder=holder):
             memoized.extension.events.emit(Event.COALESCED, memoized.name, key=call.digest, outcome="follows")
             return _following(task, call, holder, task_id, send, options)
-        case Shared(copy=copy, seconds=saved) if copy is not None:
+        case Shared(copy=copy, seconds=saved, stale=stale) if copy is not None:
             events = memoized.extension.events
-            events.emit(Event.HIT, memoized.name, tier="l2", stale=False, key=call.digest, saved=saved)
-            return answer(task, call, copy, None, options)
+            events.emit(Event.HIT, memoized.name, tier="l2", stale=stale, key=call.digest, saved=saved)
+            return answer(task, call, copy(), copy, None, options)
         case _:
             return send(task_id=task_id)
 

@@ -63,9 +63,14 @@ class Reader:
         except Exception:  # pickled, but not to be unpickled
             self._l1.discard(call.digest)
             return None
-        self._l1.count(resident, call.memo.tally)
-        self._events.emit(Event.HIT, call.memo.task, tier="l1", stale=False, key=call.digest, saved=resident.seconds)
+        self.count(call, resident)
         return Reading(value, resident.copy, seconds=resident.seconds)
+
+    def count(self, call: Call, resident: Resident) -> None:
+        """Counts a hit in L1."""
+        self._l1.count(resident, call.memo.tally)
+        if self._events.of_l1:
+            self._events.tell_l1_hit(call.memo.task, call.digest)
 
     def _is_current(self, call: Call, resident: Resident) -> bool:
         if self._store is None:

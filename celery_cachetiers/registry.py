@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import string
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from celery import bootsteps
@@ -71,9 +72,12 @@ class Registry:
         """
         if self._computed or not any(self._depend.values()):
             return
+        depend = {pattern for patterns in self._depend.values() for pattern in patterns}
+        invalidated = {pattern for patterns in self._invalidate.values() for pattern in patterns}
+        unused = {pattern for pattern in invalidated - depend if not any(meet(pattern, each) for each in depend)}
         for name in sorted(self._invalidate):
             for pattern in self._invalidate[name]:
-                if not self.dependants(pattern):
+                if pattern in unused:
                     yield name, pattern
 
     def __repr__(self) -> str:
@@ -113,9 +117,14 @@ def meet(one: str, other: str) -> bool:
     >>> meet("user:1", "user:{user_id}"), meet("user:{a}:name", "user:{b}"), meet("user:{a}", "users:{a}")
     (True, True, False)
 
-    Costs: the product of their lengths.
+    Costs: the product of their lengths; far less where they begin with different texts, as most do.
     """
     left, right = _letters(one), _letters(other)
+    for letter, against in zip(left, right, strict=False):
+        if letter is None or against is None:
+            break
+        if letter != against:
+            return False
     # reach[j]: the letters of `left` so far and the first j of `right` can stand for one text.
     reach = _skipping([True] + [False] * len(right), right)
     for letter in left:
@@ -130,16 +139,17 @@ def meet(one: str, other: str) -> bool:
     return reach[-1]
 
 
-def _skipping(reach: list[bool], right: list[str | None]) -> list[bool]:
+def _skipping(reach: list[bool], right: Sequence[str | None]) -> list[bool]:
     """A field may stand for nothing."""
     for j, against in enumerate(right):
         reach[j + 1] = reach[j] and against is None
     return reach
 
 
-def _letters(template: str) -> list[str | None]:
+@lru_cache(4096)
+def _letters(template: str) -> tuple[str | None, ...]:
     """Each letter, ``None`` for a field."""
-    return [letter for part in _parts(template) for letter in ([None] if part is None else part)]
+    return tuple(letter for part in _parts(template) for letter in ([None] if part is None else part))
 
 
 def _parts(template: str) -> Iterator[str | None]:

@@ -189,14 +189,15 @@ class CachedTaskMixin(OnCommitMixin):
             if call is not None:
                 headers[KEY_HEADER] = f"{call.digest}:{memoized.keys.fingerprint}"
                 plain = memoized.answers_at_publish and not link and is_plain(self, options)
-                if plain and memoized.has_tags(call):
-                    reading = memoized.cache.look(call)
-                    if reading is not None:
-                        if reading.refresh:
-                            send_refresh(memoized, call, reading.stale, send, options)
-                        return answer(self, call, reading.copy, task_id, options)
+                reading = memoized.cache.look_in_l1(call) if plain else None
+                if reading is None and plain and memoized.has_tags(call):
+                    reading = memoized.cache.look_in_l2(call)
                     headers[LOOKED_HEADER] = True
                     coalesces = memoized.policy.coalesce == "publish" and task_id is None and not link_error
+                if reading is not None:
+                    if reading.refresh:
+                        send_refresh(memoized, call, reading.stale, send, options)
+                    return answer(self, call, reading.value, reading.copy, task_id, options)
         if headers:
             options["headers"] = headers
         send = partial(send, producer=producer, link=link, link_error=link_error, shadow=shadow, **options)
@@ -318,7 +319,7 @@ def _has_looked(request: Context | None, call: Call) -> bool:
 
 
 def _only(memoized: Memoized, call: Call) -> object:
-    reading = memoized.cache.look(call)
+    reading = memoized.cache.look_in_l2(call)  # L1 has been asked
     if reading is None:
         memoized.extension.events.emit(Event.MISS, memoized.name, key=call.digest)
         raise NotCached(memoized.name, call.digest)

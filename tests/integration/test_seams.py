@@ -27,6 +27,7 @@ from celery_cachetiers import (
     UnusableEntry,
     invalidate_tag,
 )
+from celery_cachetiers.codec import Codec
 from celery_cachetiers.testing import FakeClock, Gate
 from tests.integration.apps.local import (
     Count,
@@ -103,6 +104,36 @@ def test_the_id_of_a_hit_is_stored_when_it_leaves_the_object(app: Celery, look: 
 
     assert AsyncResult(seen, app=app).get(timeout=5) == 3
     assert AsyncResult(seen, app=app).state == "SUCCESS"
+
+
+def test_a_hit_in_memory_at_publish_asks_for_no_tags(app: Celery) -> None:
+    asked = Count()
+
+    def tags(x: int, y: int) -> list[str]:
+        asked(x, y)
+        return [f"x:{x}"]
+
+    add = adder(app, tags=tags)
+    wait_listening(app)
+    add(1, 2)
+    before = len(asked)
+
+    values = [add.delay(1, 2).get(), add(1, 2)]
+
+    assert values == [3, 3]
+    assert len(asked) == before
+    assert CacheTiers(app).counters.snapshot()["add"].l1_hits == 2
+
+
+def test_a_hit_at_publish_is_decoded_once(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    add, decoded, decode = adder(app, l1=False), Count(), Codec.decode
+    add(1, 2)
+    monkeypatch.setattr(Codec, "decode", lambda *args: (decoded(), decode(*args))[1])
+
+    value = add.delay(1, 2).get()
+
+    assert value == 3
+    assert len(decoded) == 1
 
 
 def test_a_hit_whose_id_nobody_saw_costs_the_result_backend_nothing(app: Celery) -> None:

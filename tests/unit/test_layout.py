@@ -53,6 +53,7 @@ LAYERS = {
             "clock",
             "events",
             "writes",
+            "server_info",
         ),
     ),
     "ports": Layer(

@@ -13,7 +13,7 @@ from celery import Celery, Task, _state
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_cachetiers import CachedTask, CacheTiers, ConfigurationError
+from celery_cachetiers import CachedTask, CacheTiers, ConfigurationError, registry
 from celery_cachetiers.registry import StartCheck, meet, pattern_of
 
 
@@ -186,3 +186,21 @@ def test_nor_with_a_bad_setting(app: Celery) -> None:
 
     with pytest.raises(ConfigurationError, match="cachetiers_ttl"):
         StartCheck(SimpleNamespace(app=app))
+
+
+def test_what_is_depended_on_word_for_word_is_compared_with_nothing(
+    app: Celery, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start does not take longer with the square of the tasks."""
+    for number in range(20):
+        page(app, f"page{number}", [f"user{number}:{{user_id}}"])
+        declare(app, f"rename{number}", invalidates=[f"user{number}:{{user_id}}"])
+    declare(app, "stray", invalidates=["usr:{user_id}"])
+    declare(app, "stray_too", invalidates=["usr:{user_id}"])
+    compared = []
+    monkeypatch.setattr(registry, "meet", lambda one, other: compared.append(one) is not None)
+
+    warnings = start(app, caplog)
+
+    assert len(warnings) == 2
+    assert compared == ["usr:{}"] * 20
