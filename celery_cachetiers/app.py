@@ -161,14 +161,15 @@ class CacheTiers:
         Returns:
             ``tasks``: name to counters; ``total``: all tasks together; ``ratio``: their hit ratio, ``None`` without
             requests; ``process``: what belongs to no task; ``invalidated``: pattern of the tag to invalidations, the
-            most frequent first; ``here``: what L1 of this very process holds.
+            most frequent first; ``here``: what L1 of this very process holds, and whether it leaves Redis alone just
+            now (``breaker``).
 
         Raises:
             TierUnavailable: Redis was not reached.
 
         Costs: 2 round trips, and 1 more for each 500 tasks; never on the path of a call.
         """
-        return {**self.counting.totals(task).as_dict(), "here": self.counting.gauges()}
+        return {**self.counting.totals(task).as_dict(), "here": self.counting.here()}
 
     @property
     def registry(self) -> Registry:

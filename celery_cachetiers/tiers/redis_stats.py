@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from math import log
 from typing import Any, Final
 
 from celery_cachetiers.client import Argument, Command, RedisClient, Script
-from celery_cachetiers.stats_port import Merge, Numbers, Sums
+from celery_cachetiers.stats_port import HotKey, Merge, Numbers, Sums
 from celery_cachetiers.templates import escape_tag
 from celery_cachetiers.tiers.layout import Layout
 
@@ -19,8 +20,14 @@ AT_ONCE: Final = 500
 """Tasks that one round trip reads."""
 FIELDS: Final = 1000
 OTHERS: Final = "@others"
+HALF: Final = 60.0
+"""Seconds after which a call to a hot key counts half."""
+COOLED: Final = 10 * HALF
+"""Seconds that hot keys outlive the last merge."""
+HOTTEST: Final = 200
+"""Keys that are kept as the hottest."""
 
-_TASKS, _PROCESS, _TAGS = "@tasks", "@process", "@tags"
+_TASKS, _PROCESS, _TAGS, _HOT = "@tasks", "@process", "@tags", "@hot"
 _MERGE = Script("stats_merge")
 
 
@@ -35,8 +42,15 @@ class RedisStats:
 
     def add(self, merge: Merge) -> bool:
         hashes = list(_hashes(merge))
-        keys = [self._key(f"@merge:{merge.source}"), self._key(_TASKS), *(self._key(name) for name, _, _ in hashes)]
+        keys = [
+            self._key(f"@merge:{merge.source}"),
+            *map(self._key, (_TASKS, _HOT)),
+            *(self._key(name) for name, _, _ in hashes),
+        ]
         args: list[Argument] = [merge.number, _ms(REMEMBERED), _ms(KEPT), FIELDS, OTHERS]
+        args += [_ms(COOLED), _ms(HALF), HOTTEST, len(merge.hot)]
+        for (task, digest), calls in merge.hot.items():
+            args += [f"{digest}:{task}", calls]
         for _, task, numbers in hashes:
             args += [task, len(numbers), *(part for name, value in numbers.items() for part in (name, repr(value)))]
         command = _MERGE.command(keys, args)
@@ -50,6 +64,13 @@ class RedisStats:
         process, tags, names = self._ask([*first, ("ZRANGE", self._key(_TASKS), 0, -1)])
         tasks = dict(self._read_all([name.decode() for name in names]))
         return Sums(tasks, _numbers(process), _numbers(tags))
+
+    def hot(self, count: int) -> dict[HotKey, float]:
+        key = self._key(_HOT)
+        left, found = self._ask([("PTTL", key), ("ZREVRANGE", key, 0, count - 1, "WITHSCORES")])
+        # Of a steady rate r, calls that are worth half after HALF come to r * HALF / log(2).
+        factor = 2 ** ((left / 1000 - COOLED) / HALF) * log(2) / HALF if left > 0 else 0.0
+        return {_hot_key(name): float(score) * factor for name, score in zip(found[::2], found[1::2], strict=True)}
 
     def _read_all(self, names: Sequence[str]) -> Iterator[tuple[str, Numbers]]:
         for at in range(0, len(names), AT_ONCE):
@@ -86,6 +107,11 @@ def _hashes(merge: Merge) -> Iterator[tuple[str, str, Numbers]]:
     for name, numbers in ((_PROCESS, merge.process), (_TAGS, merge.invalidated)):
         if numbers:
             yield name, "", numbers
+
+
+def _hot_key(member: bytes) -> HotKey:
+    digest, _, task = member.decode().partition(":")
+    return task, digest
 
 
 def _same(command: Command, run_id: str) -> Command:
