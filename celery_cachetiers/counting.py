@@ -69,7 +69,7 @@ class Counting:
 
     def gauges(self) -> dict[str, int]:
         """What this process' L1 holds now; empty before the first call."""
-        l1 = self._l1()
+        l1 = self.l1
         return {} if l1 is None else {"l1_entries": len(l1), "l1_bytes": l1.bytes}
 
     def breaker(self) -> str | None:
@@ -84,12 +84,14 @@ class Counting:
         breaker = self.breaker()
         return self.gauges() | ({} if breaker is None else {"breaker": breaker})
 
-    def _l1(self) -> MemoryTier | None:
+    @property
+    def l1(self) -> MemoryTier | None:
+        """This process' L1; ``None`` before the first call."""
         cache = self._tiers._cache
         return cache.parts.l1 if cache is not None and isinstance(cache.parts.l1, MemoryTier) else None
 
     def _take_hot(self) -> dict[HotKey, int]:
-        l1 = self._l1()
+        l1 = self.l1
         return self.hot_keys.take(() if l1 is None else l1.take_warm())
 
     def end(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import click
 from celery.bin.base import handle_preload_options
 
+import celery_cachetiers.control  # noqa: F401 - imported, its commands are known to `celery inspect` and `control`
 from celery_cachetiers.cli.dead_letters import dead_letter
 from celery_cachetiers.cli.flushing import flush
 

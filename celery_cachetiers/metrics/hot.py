@@ -23,8 +23,8 @@ class Frequent:
     """The most frequent of many items, in the room of a few.
 
     Holds up to twice its capacity. Then it takes as much from every count as leaves no more than the capacity, and
-    forgets what comes to nothing. An item with more than ``1 / (capacity + 1)`` of all that was added is therefore never
-    forgotten, and no count is too low by more than that share, nor ever too high.
+    forgets what comes to nothing. An item with more than ``1 / (capacity + 1)`` of all that was added is therefore
+    never forgotten, and no count is too low by more than that share, nor ever too high.
 
     Concurrency: its owner's lock.
 

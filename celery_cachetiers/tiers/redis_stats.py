@@ -42,18 +42,14 @@ class RedisStats:
 
     def add(self, merge: Merge) -> bool:
         hashes = list(_hashes(merge))
-        keys = [
-            self._key(f"@merge:{merge.source}"),
-            *map(self._key, (_TASKS, _HOT)),
-            *(self._key(name) for name, _, _ in hashes),
-        ]
+        names = (f"@merge:{merge.source}", _TASKS, _HOT, *(name for name, _, _ in hashes))
         args: list[Argument] = [merge.number, _ms(REMEMBERED), _ms(KEPT), FIELDS, OTHERS]
         args += [_ms(COOLED), _ms(HALF), HOTTEST, len(merge.hot)]
         for (task, digest), calls in merge.hot.items():
             args += [f"{digest}:{task}", calls]
         for _, task, numbers in hashes:
             args += [task, len(numbers), *(part for name, value in numbers.items() for part in (name, repr(value)))]
-        command = _MERGE.command(keys, args)
+        command = _MERGE.command(list(map(self._key, names)), args)
         return bool(self._client.run(_MERGE, lambda _: command, must_try=True) == 1)
 
     def read(self, task: str | None = None) -> Sums:
