@@ -1,4 +1,4 @@
-"""`celery inspect cache_stats` and `celery control cache_clear_l1` reach every process of a worker, and no other one."""
+"""`celery inspect cache_stats` and `celery control cache_clear_l1` reach every process of a worker and no other."""
 
 from __future__ import annotations
 
@@ -177,6 +177,7 @@ def test_one_task_can_be_asked_for(deployment: Deployment, start: Start) -> None
 
 def test_without_redis_the_main_process_tells_of_itself(namespace: str) -> None:
     with closing(cached_app(namespace, result_backend=None)) as app:
+
         @app.task(base=CachedTask, name="alone")
         def alone(number: int) -> int:
             return number
@@ -230,6 +231,7 @@ def test_all_processes_merge_what_they_have_counted_when_they_are_asked_to(
         closing(cached_app(namespace, redis_server.url())) as ours,
         closing(cached_app(namespace, redis_server.url())) as theirs,
     ):
+
         @theirs.task(base=CachedTask, name="counted")
         def counted(number: int) -> int:
             return number
