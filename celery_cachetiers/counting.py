@@ -60,9 +60,15 @@ class Counting:
         return totals_of(store.read(task))
 
     def hot(self, count: int = 20) -> dict[HotKey, float]:
-        """The keys that all processes ask for most, the hottest first: about how many calls per second lately.
+        """The keys that all processes ask for most, the hottest first, as far as it was merged.
 
-        As far as it was merged; empty where there is no Redis. Raises `TierUnavailable`. Costs: 1 round trip.
+        Returns:
+            Task and key to calls, of which each counts half after a minute; empty where there is no Redis.
+
+        Raises:
+            TierUnavailable: Redis was not reached.
+
+        Costs: 1 round trip.
         """
         store = self._connected()
         return {} if store is None else store.hot(count)

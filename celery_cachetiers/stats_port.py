@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 Numbers = Mapping[str, int | float]
 """Counters by name: counts are whole numbers, seconds are not."""
 
 HotKey = tuple[str, str]
 """A task and the key of one of its entries."""
+
+HALF: Final = 60.0
+"""Seconds after which a call to a hot key counts half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,10 @@ class StatsStore(Protocol):
         """
 
     def hot(self, count: int) -> dict[HotKey, float]:
-        """The keys that are asked for most, the hottest first: calls per second lately. Raises `TierUnavailable`.
+        """The keys that are asked for most, the hottest first, by calls of which each counts half after `HALF`.
+
+        Raises:
+            TierUnavailable: Not reached.
 
         Costs: 1 round trip.
         """

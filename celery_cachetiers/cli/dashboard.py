@@ -104,8 +104,8 @@ def _calls(tally: Tally) -> int:
 
 
 def _keys(last: Interval) -> Table:
-    rows = [(task, key, rate(each)) for (task, key), each in last.last.hot.items()]
-    return Table(("hottest keys, of", "key", "calls/s lately"), rows[:ROWS])
+    rows = [(task, key, rate(last.per_second(calls))) for (task, key), calls in last.keys.items()]
+    return Table(("hottest keys, of", "key", "calls/s"), rows[:ROWS])
 
 
 def _tags(last: Interval) -> Table:

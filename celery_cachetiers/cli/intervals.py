@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.client import was_answered
@@ -14,11 +14,17 @@ from celery_cachetiers.metrics.tally import Tally
 from celery_cachetiers.metrics.totals import Totals, added
 from celery_cachetiers.server_info import ServerInfo, traffic
 from celery_cachetiers.sinks import registered
-from celery_cachetiers.stats_port import HotKey
+from celery_cachetiers.stats_port import HALF, HotKey
 from celery_cachetiers.tiers.redis_server import RedisServerInfo
+from celery_cachetiers.tiers.redis_stats import HOTTEST
 
 KEYS: Final = 20
-"""Hot keys that are read."""
+"""Hot keys of an interval that are told."""
+ONE: Final = 0.5
+"""Calls that are taken for one at least, as their worth is known to some percent only."""
+
+_Name = TypeVar("_Name", str, HotKey)
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +33,7 @@ class Reading:
 
     Attributes:
         at: Monotonic seconds.
-        hot: Calls per second lately, by key.
+        hot: Calls of the hottest keys, of which each counts half after `HALF`.
         server: ``None`` if it has refused to tell.
         writes: What waits, by sink; ``None`` where the journal cannot be reached.
     """
@@ -46,6 +52,7 @@ class Interval:
     Attributes:
         seconds: Between them.
         tasks: What was counted, by task; those that did nothing are left out.
+        keys: Calls by task and key, of those that were asked for most.
         invalidated: Invalidations by pattern of the tag.
         commands: Those that the server has processed, whoever sent them; ``None`` where that is not known.
         last: The later reading.
@@ -53,6 +60,7 @@ class Interval:
 
     seconds: float
     tasks: Mapping[str, Tally]
+    keys: Mapping[HotKey, float]
     invalidated: Mapping[str, int]
     commands: int | None
     last: Reading
@@ -74,7 +82,10 @@ class Interval:
             "per_second": self._rates(total),
             "ratio": total.hit_ratio,
             "tasks": {name: {"ratio": row.hit_ratio, **self._rates(row)} for name, row in self.tasks.items()},
-            "keys": [{"task": task, "key": key, "per_second": rate} for (task, key), rate in self.last.hot.items()],
+            "keys": [
+                {"task": task, "key": key, "per_second": self.per_second(calls)}
+                for (task, key), calls in self.keys.items()
+            ],
             "invalidated": dict(self.invalidated),
             "writes": {
                 name: None if each is None else {"pending": each.pending, "buried": each.buried}
@@ -91,7 +102,7 @@ class Interval:
 
 def read(tiers: CacheTiers, server: RedisServerInfo, at: float) -> Reading:
     """Everything now. Raises `TierUnavailable`. Costs: some round trips."""
-    totals, hot = tiers.counting.totals(), tiers.counting.hot(KEYS)
+    totals, hot = tiers.counting.totals(), tiers.counting.hot(HOTTEST)
     return Reading(at, totals, hot, _told(server), {name: _backlog(tiers, name) for name in sorted(registered())})
 
 
@@ -100,14 +111,26 @@ def between(before: Reading, after: Reading) -> Interval:
     tasks = {name: _less(row, before.totals.tasks.get(name, Tally())) for name, row in after.totals.tasks.items()}
     seen = before.totals.invalidated
     invalidated = {name: count - seen.get(name, 0) for name, count in after.totals.invalidated.items()}
-    most = sorted(invalidated.items(), key=lambda row: -row[1])
+    seconds = after.at - before.at
     return Interval(
-        after.at - before.at,
+        seconds,
         {name: row for name, row in tasks.items() if row != Tally()},
-        {name: count for name, count in most if count > 0},
+        _most(_called(before.hot, after.hot, seconds), KEYS),
+        _most({name: count for name, count in invalidated.items() if count > 0}),
         _commands(before.server, after.server),
         after,
     )
+
+
+def _called(before: Mapping[HotKey, float], after: Mapping[HotKey, float], seconds: float) -> dict[HotKey, float]:
+    """About how often each key was called meanwhile: what was called before is worth less by now."""
+    worth = 2 ** (-seconds / HALF)
+    calls = {key: now - before.get(key, 0.0) * worth for key, now in after.items()}
+    return {key: count for key, count in calls.items() if count >= ONE}
+
+
+def _most(counts: Mapping[_Name, _Number], at_most: int | None = None) -> dict[_Name, _Number]:
+    return dict(sorted(counts.items(), key=lambda row: -row[1])[:at_most])
 
 
 def _less(now: Tally, before: Tally) -> Tally:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from math import log
 from typing import Any, Final
 
 from celery_cachetiers.client import Argument, Command, RedisClient, Script
-from celery_cachetiers.stats_port import HotKey, Merge, Numbers, Sums
+from celery_cachetiers.stats_port import HALF, HotKey, Merge, Numbers, Sums
 from celery_cachetiers.templates import escape_tag
 from celery_cachetiers.tiers.layout import Layout
 
@@ -20,8 +19,6 @@ AT_ONCE: Final = 500
 """Tasks that one round trip reads."""
 FIELDS: Final = 1000
 OTHERS: Final = "@others"
-HALF: Final = 60.0
-"""Seconds after which a call to a hot key counts half."""
 COOLED: Final = 10 * HALF
 """Seconds that hot keys outlive the last merge."""
 HOTTEST: Final = 200
@@ -64,9 +61,8 @@ class RedisStats:
     def hot(self, count: int) -> dict[HotKey, float]:
         key = self._key(_HOT)
         left, found = self._ask([("PTTL", key), ("ZREVRANGE", key, 0, count - 1, "WITHSCORES")])
-        # Of a steady rate r, calls that are worth half after HALF come to r * HALF / log(2).
-        factor = 2 ** ((left / 1000 - COOLED) / HALF) * log(2) / HALF if left > 0 else 0.0
-        return {_hot_key(name): float(score) * factor for name, score in zip(found[::2], found[1::2], strict=True)}
+        worth = 2 ** ((left / 1000 - COOLED) / HALF) if left > 0 else 0.0  # since the last merge
+        return {_hot_key(name): float(score) * worth for name, score in zip(found[::2], found[1::2], strict=True)}
 
     def _read_all(self, names: Sequence[str]) -> Iterator[tuple[str, Numbers]]:
         for at in range(0, len(names), AT_ONCE):
