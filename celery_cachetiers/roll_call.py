@@ -48,7 +48,7 @@ class RollCall:
         self._publish(server, {"ask": what})
 
     def collect(self, what: str, pids: Set[int], patience: float = PATIENCE) -> dict[int, dict[str, Any]]:
-        """What the family's processes with these ids have answered, in time; this one is not asked.
+        """What the family's processes with these ids have answered, in time.
 
         Raises:
             TierUnavailable: Redis was not reached.
@@ -74,7 +74,7 @@ class RollCall:
     def answer(self, question: Mapping[str, Any]) -> None:
         """Does what this process is asked to; called in the backplane's thread, and fails in silence without Redis."""
         act = _ACTS.get(question.get("ask", ""))
-        if act is None or question.get("by") == self._name or question.get("of", self.family) != self.family:
+        if act is None or question.get("of", self.family) != self.family:
             return
         answer, to = act(self._tiers), question.get("to")
         server = self._tiers.server() if to is not None else None
@@ -88,15 +88,11 @@ class RollCall:
     def _layout(self) -> Layout:
         return Layout(self._tiers.settings.namespace)
 
-    @property
-    def _name(self) -> str:
-        return f"{self.family}:{os.getpid()}"
-
     def _publish(self, server: RedisServerInfo, question: Mapping[str, str]) -> None:
-        server.ask("PUBLISH", self._layout.announcements, json.dumps({**question, "by": self._name}))
+        server.ask("PUBLISH", self._layout.announcements, json.dumps(question))
 
     def __repr__(self) -> str:
-        return f"<RollCall of {self._name}>"
+        return f"<RollCall of {self.family}>"
 
 
 def tell(tiers: CacheTiers) -> dict[str, Any]:

@@ -92,8 +92,9 @@ def test_stats_tells_what_all_processes_have_counted(redis_server: RedisServer) 
 
         assert done.returncode == 0
         row = found["tasks"]["work.message"]
-        assert (row["misses"], row["computes"], row["l1_hits"] + row["l2_hits"]) == (1, 1, 1)
-        assert (found["ratio"], found["note"]) == (0.5, None)
+        # The second one may arrive while the worker has not taken note of the first one's end: then it is coalesced.
+        assert (row["misses"], row["computes"], row["hits"] + row["coalesced"]) == (1, 1, 1)
+        assert (found["ratio"], found["note"]) == (row["hits"] / (row["hits"] + 1), None)
         assert found["server"]["redis_version"].count(".") == 2
         assert row["seconds_saved"] > 0
 

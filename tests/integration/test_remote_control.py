@@ -201,7 +201,7 @@ def test_a_process_does_what_its_family_is_asked_and_not_what_another_one_is(
     with closing(cached_app(namespace, redis_server.url())) as app, redis_server.client() as client:
         wait_listening(app)
         for of in ("another", CacheTiers(app).roll_call.family):
-            question = {"ask": CLEAR, "of": of, "to": f"{namespace}:answers:{of}", "by": "somebody"}
+            question = {"ask": CLEAR, "of": of, "to": f"{namespace}:answers:{of}"}
             client.publish(f"{namespace}:inv", json.dumps(question))
         found: Any = client.blpop([f"{namespace}:answers:{CacheTiers(app).roll_call.family}"], timeout=10)
 
@@ -211,7 +211,7 @@ def test_a_process_does_what_its_family_is_asked_and_not_what_another_one_is(
 
 @pytest.mark.parametrize("question", [{}, {"ask": "something newer"}, {"ask": None, "of": 1}])
 def test_a_question_that_is_not_understood_does_no_harm(
-    namespace: str, redis_server: RedisServer, question: dict[str, Any]
+    namespace: str, redis_server: RedisServer, question: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     with closing(cached_app(namespace, redis_server.url())) as app, redis_server.client() as client:
         wait_listening(app)
@@ -222,6 +222,7 @@ def test_a_question_that_is_not_understood_does_no_harm(
 
         assert client.blpop([f"{namespace}:to"], timeout=10)
         assert CacheTiers(app).counters.process.gaps == gaps
+        assert caplog.text == ""
 
 
 def test_all_processes_merge_what_they_have_counted_when_they_are_asked_to(
