@@ -21,6 +21,8 @@ from click.testing import CliRunner, Result
 from celery_cachetiers import CachedTask, CacheTiers, sink
 from celery_cachetiers.cli import cachetiers
 from celery_cachetiers.cli import top as top_module
+from celery_cachetiers.cli.stats import server_of
+from celery_cachetiers.errors import TierUnavailable
 from tests.integration.apps.local import cached_app, closing, wait_listening
 from tests.integration.apps.worker_setup import Deployment, new_name
 from tests.processes import ROOT, wait_until
@@ -168,6 +170,13 @@ def test_commands_end_with_1_while_redis_is_away(redis_proxy: RedisProxy, work: 
 
         assert done.exit_code == 1, arguments
         assert done.output.startswith("Error: Redis cannot be reached: ")
+
+
+def test_a_server_that_is_not_reached_has_not_refused(app: Celery, redis_proxy: RedisProxy) -> None:
+    redis_proxy.refuse()
+
+    with pytest.raises(TierUnavailable):
+        server_of(CacheTiers(app))
 
 
 def test_a_server_that_refuses_info_is_no_failure(
@@ -447,8 +456,10 @@ def test_sums_that_were_flushed_meanwhile_are_no_negative_rate(
     def flush() -> None:
         with redis_server.client() as client:
             client.unlink(*client.keys(f"{namespace}:*"))
+        work(3)
 
     work(1)
+    work(2)
     clock.acts[2] = flush
     found = json.loads(run("top", "--once", "--json").output)
 
