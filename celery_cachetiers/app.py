@@ -31,6 +31,7 @@ from celery_cachetiers.metrics.tally import Counters
 from celery_cachetiers.parts import Parts
 from celery_cachetiers.policy import Policy, Settings
 from celery_cachetiers.ports import LeaseRequest
+from celery_cachetiers.roll_call import RollCall
 from celery_cachetiers.settings import backend_redis, settings_of
 from celery_cachetiers.signals import feed
 from celery_cachetiers.templates import checked_tag, escape_tag, task_of
@@ -64,6 +65,7 @@ class CacheTiers:
     events: Events
     counters: Counters
     counting: Counting
+    roll_call: RollCall
     clock: Clock
     seen_tags: SeenTags
     suspended: bool = False
@@ -89,7 +91,7 @@ class CacheTiers:
         self.clock = SystemClock()
         self.events, self.counters, self.seen_tags = Events(), Counters(), SeenTags()
         self.events.subscribe(self.counters)
-        self.counting = Counting(self)
+        self.counting, self.roll_call = Counting(self), RollCall(self)
         self.events.subscribe(log, *_LINES)
         feed(self)
         self.tasks, self.invalidations = weakref.WeakSet(), {}
@@ -101,7 +103,9 @@ class CacheTiers:
         if first is not self:
             return first
         _installed.add(self)
-        app.steps["consumer"].add("celery_cachetiers.waiting_room:WaitingRoom")
+        app.steps["consumer"].update(
+            ["celery_cachetiers.waiting_room:WaitingRoom", "celery_cachetiers.control:RemoteControl"]
+        )
         app.steps["worker"].update(
             ["celery_cachetiers.registry:StartCheck", "celery_cachetiers.schedule:WriteBehindCheck"]
         )
@@ -161,14 +165,15 @@ class CacheTiers:
         Returns:
             ``tasks``: name to counters; ``total``: all tasks together; ``ratio``: their hit ratio, ``None`` without
             requests; ``process``: what belongs to no task; ``invalidated``: pattern of the tag to invalidations, the
-            most frequent first; ``here``: what L1 of this very process holds.
+            most frequent first; ``here``: what L1 of this very process holds, and whether it leaves Redis alone just
+            now (``breaker``).
 
         Raises:
             TierUnavailable: Redis was not reached.
 
         Costs: 2 round trips, and 1 more for each 500 tasks; never on the path of a call.
         """
-        return {**self.counting.totals(task).as_dict(), "here": self.counting.gauges()}
+        return {**self.counting.totals(task).as_dict(), "here": self.counting.here()}
 
     @property
     def registry(self) -> Registry:
@@ -255,7 +260,7 @@ class CacheTiers:
         breaker = Breaker(settings.breaker_window, self.clock, self._breaker_changed)
         client = RedisClient(url, settings.timeout, breaker, **options)
         layout = Layout(settings.namespace)
-        ears = Ears(l1, wake_ups, self.events)
+        ears = Ears(l1, wake_ups, self.events, self.roll_call.answer)
         tracking = Tracking(client, layout, l1, ears, self.clock) if isinstance(l1, TrackedTier) else None
         backplane = RedisBackplane(client, layout, ears, self.clock, tracking)
         store = RedisStore(client, layout, lambda: backplane.inbox, self._unusable)

@@ -16,9 +16,10 @@ from celery.signals import worker_process_shutdown, worker_shutdown
 from celery_cachetiers.breaker import Breaker
 from celery_cachetiers.client import RedisClient
 from celery_cachetiers.errors import ConfigurationError
+from celery_cachetiers.metrics.hot import HotKeys
 from celery_cachetiers.metrics.merge import Merger
 from celery_cachetiers.metrics.totals import Totals, totals_here, totals_of
-from celery_cachetiers.stats_port import StatsStore
+from celery_cachetiers.stats_port import HotKey, StatsStore
 from celery_cachetiers.threads import started
 from celery_cachetiers.tiers.layout import Layout
 from celery_cachetiers.tiers.memory import MemoryTier
@@ -39,7 +40,9 @@ class Counting:
         self._tiers = tiers
         self._lock = threading.Lock()
         self._store: StatsStore | None = None
-        self.merger = Merger(tiers.counters, self._connected_if_used, started)
+        self.hot_keys = HotKeys()
+        self.merger = Merger(tiers.counters, self._connected_if_used, started, hot=self._take_hot)
+        tiers.events.subscribe(self.hot_keys, *HotKeys.EVENTS)
         tiers.counters.first = self._begin
 
     def totals(self, task: str | None = None) -> Totals:
@@ -56,12 +59,46 @@ class Counting:
         self.merger.merge()
         return totals_of(store.read(task))
 
+    def hot(self, count: int = 20) -> dict[HotKey, float]:
+        """The keys that all processes ask for most, the hottest first, as far as it was merged.
+
+        Returns:
+            Task and key to calls, of which each counts half after a minute; empty where there is no Redis.
+
+        Raises:
+            TierUnavailable: Redis was not reached.
+
+        Costs: 1 round trip.
+        """
+        store = self._connected()
+        return {} if store is None else store.hot(count)
+
     def gauges(self) -> dict[str, int]:
         """What this process' L1 holds now; empty before the first call."""
+        l1 = self.l1
+        return {} if l1 is None else {"l1_entries": len(l1), "l1_bytes": l1.bytes}
+
+    def breaker(self) -> str | None:
+        """``open`` while this process leaves Redis alone, ``closed`` else; ``None`` where it has none, or not yet."""
         cache = self._tiers._cache
-        if cache is None or not isinstance(cache.parts.l1, MemoryTier):
-            return {}
-        return {"l1_entries": len(cache.parts.l1), "l1_bytes": cache.parts.l1.bytes}
+        if cache is None or cache.parts.store is None:
+            return None
+        return "closed" if cache.parts.store.reachable() else "open"
+
+    def here(self) -> dict[str, Any]:
+        """What is true of this process now: gauges and breaker; empty before the first call."""
+        breaker = self.breaker()
+        return self.gauges() | ({} if breaker is None else {"breaker": breaker})
+
+    @property
+    def l1(self) -> MemoryTier | None:
+        """This process' L1; ``None`` before the first call."""
+        cache = self._tiers._cache
+        return cache.parts.l1 if cache is not None and isinstance(cache.parts.l1, MemoryTier) else None
+
+    def _take_hot(self) -> dict[HotKey, int]:
+        l1 = self.l1
+        return self.hot_keys.take(() if l1 is None else l1.take_warm())
 
     def end(self) -> None:
         """Merges what is left, if anything has been."""
@@ -109,6 +146,7 @@ class Counting:
     def reset_after_fork(self) -> None:
         """After the counters: nothing was merged, and no connection is ours."""
         self._lock = threading.Lock()
+        self.hot_keys.reset_after_fork()
         self.merger.reset_after_fork()
         if self._store is not None:
             self._store.reset_after_fork()

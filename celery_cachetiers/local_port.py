@@ -17,6 +17,20 @@ class Mark:
     sequence: int
 
 
+@dataclass(slots=True)
+class Heat:
+    """How often an entry of L1 was hit since that was asked last.
+
+    Attributes:
+        names: Its tags, the task's among them.
+        hits: Written by L1 alone, under its lock.
+    """
+
+    digest: str
+    names: tuple[str, ...]
+    hits: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Resident:
     """An entry in L1.
@@ -24,6 +38,7 @@ class Resident:
     Attributes:
         names: Its tags, in the stamp's order, and its own key's name as the last.
         stamp, times: The entry's in L2, ``None`` where that is not known.
+        heat: Where its own hits count.
         seconds: What its compute took.
         tally: Where its eviction counts.
     """
@@ -34,6 +49,7 @@ class Resident:
     sequence: int
     slots: tuple[int, ...]
     stamp: bytes | None
+    heat: Heat
     times: Times | None = None
     names: tuple[str, ...] = ()
     seconds: float = 0.0

@@ -5,10 +5,10 @@ An L2 answer is one of three small classes, so that the pure decisions can match
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from celery_cachetiers.entry import RawEntry, Times
 
@@ -281,6 +281,9 @@ class Listener(Protocol):
 
     def woken(self, digest: str) -> None:
         """The leader of a key has come to an end."""
+
+    def asked(self, question: Mapping[str, Any]) -> None:
+        """Another process asks something, of all or of some."""
 
     def heard(self, trusted_until: float) -> None:
         """The connection is alive: L1 may be trusted until that monotonic instant."""

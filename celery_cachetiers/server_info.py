@@ -32,6 +32,7 @@ class ServerInfo:
         connected_clients: Connections, this one included.
         rdb_changes_since_last_save: Writes that a snapshot does not have yet.
         aof_enabled: 1 with an append-only file.
+        total_commands_processed: Since the start or a reset.
     """
 
     run_id: str = ""
@@ -48,6 +49,7 @@ class ServerInfo:
     connected_clients: int = 0
     rdb_changes_since_last_save: int = 0
     aof_enabled: int = 0
+    total_commands_processed: int = 0
 
     def as_dict(self) -> dict[str, str | int]:
         """All of it by ``INFO``'s own names."""

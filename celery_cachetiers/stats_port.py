@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 Numbers = Mapping[str, int | float]
 """Counters by name: counts are whole numbers, seconds are not."""
+
+HotKey = tuple[str, str]
+"""A task and the key of one of its entries."""
+
+HALF: Final = 60.0
+"""Seconds after which a call to a hot key counts half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +26,7 @@ class Merge:
         tasks: What has changed, by task.
         process: The same for what belongs to no task.
         invalidated: Invalidations by pattern of the tag.
+        hot: Calls by key, of those keys that were asked for most.
     """
 
     source: str
@@ -27,6 +34,7 @@ class Merge:
     tasks: Mapping[str, Numbers] = field(default_factory=dict)
     process: Numbers = field(default_factory=dict)
     invalidated: Mapping[str, int] = field(default_factory=dict)
+    hot: Mapping[HotKey, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,15 @@ class StatsStore(Protocol):
         """The sums of all tasks, or of one. Raises `TierUnavailable`.
 
         Costs: 1 round trip; for all tasks 1 more for each 500 of them.
+        """
+
+    def hot(self, count: int) -> dict[HotKey, float]:
+        """The keys that are asked for most, the hottest first, by calls of which each counts half after `HALF`.
+
+        Raises:
+            TierUnavailable: Not reached.
+
+        Costs: 1 round trip.
         """
 
     def reset_after_fork(self) -> None:

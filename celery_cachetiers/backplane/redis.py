@@ -148,6 +148,10 @@ class RedisBackplane:
             if data:
                 self._listener.woken(data)
             return
-        sender, names = json.loads(data)
+        message = json.loads(data)
+        if isinstance(message, dict):
+            self._listener.asked(message)
+            return
+        sender, names = message
         if sender != self.inbox:
             self._listener.invalidated(names)

@@ -8,8 +8,12 @@ from __future__ import annotations
 import click
 from celery.bin.base import handle_preload_options
 
+import celery_cachetiers.control  # noqa: F401 - imported, its commands are known to `celery inspect` and `control`
 from celery_cachetiers.cli.dead_letters import dead_letter
 from celery_cachetiers.cli.flushing import flush
+from celery_cachetiers.cli.invalidating import clear, invalidate
+from celery_cachetiers.cli.stats import stats
+from celery_cachetiers.cli.top import top
 
 __all__ = ["cachetiers"]
 
@@ -24,5 +28,9 @@ def cachetiers(ctx: click.Context, **_: object) -> None:
     """
 
 
+cachetiers.add_command(stats)
+cachetiers.add_command(top)
+cachetiers.add_command(invalidate)
+cachetiers.add_command(clear)
 cachetiers.add_command(flush)
 cachetiers.add_command(dead_letter)

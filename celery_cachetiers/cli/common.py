@@ -54,6 +54,11 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, default=repr, indent=2))
 
 
+def print_json_line(value: object) -> None:
+    """The same in one line, for those who read line by line."""
+    click.echo(json.dumps(value, default=repr))
+
+
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Prints rows: with rich on a terminal, else in plain columns, which other programs can cut."""
     texts = [[str(cell) for cell in row] for row in rows]

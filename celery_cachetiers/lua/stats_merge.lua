@@ -1,13 +1,17 @@
 -- Adds what one process has counted since its last merge, once.
 --
--- KEYS  1 last merge of the process   2 names of the tasks   3.. hashes of counters
+-- KEYS  1 last merge of the process   2 names of the tasks   3 hot keys   4.. hashes of counters
 -- ARGV  1 number of the merge   2 how long it is remembered, ms   3 how long counters live without a merge, ms
---       4 fields that a hash may have at most   5 field that stands for all others, then
+--       4 fields that a hash may have at most   5 field that stands for all others
+--       6 how long hot keys live, ms   7 when half of their calls are forgotten, ms   8 how many there are at most
+--       9 how many of them follow, and so many pairs of key and calls, then
 --       for each hash: name of its task ('' = it is no task's), number of fields, and so many pairs of field and change
 -- Returns  1 added
 --          0 it was added before: the answer was lost
 -- A change with a point or an exponent is of seconds, else it is of a count.
 -- names: a sorted set, task -> time of its last merge, ms. Those whose counters have expired leave it here.
+-- hot keys: a sorted set, task and key -> calls, each merge's worth half after a while. How long ago the last merge was
+-- is what is missing of the set's time to live.
 -- Atomic: remembering and adding. To remember is the first write, which is all that a full server refuses: then nothing
 -- was added. What is no counter (a foreign key or field) starts over or is left alone, and hinders no other.
 
@@ -18,9 +22,24 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.pcall('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[3])
 
+local at = 10
+local pairs_end = at + 2 * ARGV[9]
+if ARGV[9] ~= '0' then
+  local kept, left = tonumber(ARGV[6]), redis.pcall('PTTL', KEYS[3])
+  if left > 0 and left < kept then
+    local weight = string.format('%.17g', 2 ^ ((left - kept) / ARGV[7]))
+    redis.pcall('ZUNIONSTORE', KEYS[3], 1, KEYS[3], 'WEIGHTS', weight)
+  end
+  while at < pairs_end do
+    redis.pcall('ZINCRBY', KEYS[3], ARGV[at + 1], ARGV[at])
+    at = at + 2
+  end
+  redis.pcall('ZREMRANGEBYRANK', KEYS[3], 0, -1 - ARGV[8])
+  redis.call('PEXPIRE', KEYS[3], kept)
+end
+
 local most, others = tonumber(ARGV[4]), ARGV[5]
-local at = 6
-for i = 3, #KEYS do
+for i = 4, #KEYS do
   local key, task, fields = KEYS[i], ARGV[at], tonumber(ARGV[at + 1])
   at = at + 2
   for _ = 1, fields do

@@ -18,7 +18,7 @@ from typing import Final, cast
 from celery_cachetiers.clock import chance
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.metrics.tally import Counters, ProcessTally, Tally
-from celery_cachetiers.stats_port import Merge, Numbers, StatsStore
+from celery_cachetiers.stats_port import HotKey, Merge, Numbers, StatsStore
 
 logger = logging.getLogger("celery_cachetiers")
 
@@ -53,13 +53,15 @@ class Merger:
         store: Where the sums are; ``None`` where there is no such place.
         start: Starts a daemon thread; ``None`` if it could not.
         seconds: Between two merges at most.
+        hot: Takes the keys that were asked for most since it was called last.
     """
 
     def __init__(
         self, counters: Counters, store: Callable[[], StatsStore | None],
         start: Callable[[str, Callable[[], None]], threading.Thread | None], seconds: float = MERGE_SECONDS,
+        hot: Callable[[], Mapping[HotKey, int]] = dict,
     ) -> None:  # fmt: skip
-        self._counters, self._store, self._start, self._seconds = counters, store, start, seconds
+        self._counters, self._store, self._start, self._seconds, self._hot = counters, store, start, seconds, hot
         self.reset_after_fork()
 
     def reset_after_fork(self) -> None:
@@ -68,13 +70,13 @@ class Merger:
         self._source, self._number = os.urandom(8).hex(), 0
         self._merged, self._pending = _NOTHING, cast("tuple[Merge, _Seen] | None", None)
         self._thread: threading.Thread | None = None
-        self._over = threading.Event()
+        self._over, self._due = threading.Event(), threading.Event()
 
     def start(self) -> bool:
         """Merges from now on, again and again; false if no thread could be started."""
         with self._starting:
             if self._thread is None:
-                self._thread = self._start("cachetiers-counters", partial(self._run, self._over))
+                self._thread = self._start("cachetiers-counters", partial(self._run, self._over, self._due))
             return self._thread is not None
 
     @property
@@ -86,7 +88,12 @@ class Merger:
         """Ends the thread; what is not merged stays for the next one that is started."""
         with self._starting:
             self._over.set()
-            self._thread, self._over = None, threading.Event()
+            self._due.set()
+            self._thread, self._over, self._due = None, threading.Event(), threading.Event()
+
+    def hurry(self) -> None:
+        """Merges now, in its own thread; returns at once, and does nothing where that is not started."""
+        self._due.set()
 
     def merge(self) -> bool:
         """Adds what has changed; false if that is not known to have arrived.
@@ -128,11 +135,15 @@ class Merger:
         if not (changed or process or invalidated):
             return None
         self._number += 1
-        merge = Merge(self._source, self._number, changed, process, cast("Mapping[str, int]", invalidated))
-        return merge, now
+        times = cast("Mapping[str, int]", invalidated)
+        return Merge(self._source, self._number, changed, process, times, self._hot()), now
 
-    def _run(self, over: threading.Event) -> None:
-        while not over.wait(self._seconds * chance.uniform(0.8, 1.0)):  # many processes start at once
+    def _run(self, over: threading.Event, due: threading.Event) -> None:
+        while True:
+            due.wait(self._seconds * chance.uniform(0.8, 1.0))  # many processes start at once
+            due.clear()
+            if over.is_set():
+                return
             try:
                 self.merge()
             except Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -52,6 +53,19 @@ def totals_here(counters: Counters, task: str | None = None) -> Totals:
     """What this process alone has counted."""
     tasks = {name: tally for name, tally in counters.snapshot().items() if task in (None, name) and tally != Tally()}
     return Totals(tasks, replace(counters.process), _by_frequency(counters.invalidated()))
+
+
+def added_up(totals: Iterable[Totals]) -> Totals:
+    """The sums of some totals."""
+    found = list(totals)
+    names = sorted({name for each in found for name in each.tasks})
+    tasks = {name: added(each.tasks[name] for each in found if name in each.tasks) for name in names}
+    process, invalidated = ProcessTally(), Counter[str]()
+    for each in found:
+        invalidated.update(each.invalidated)
+        for part in fields(ProcessTally):
+            setattr(process, part.name, getattr(process, part.name) + getattr(each.process, part.name))
+    return Totals(tasks, process, _by_frequency(invalidated))
 
 
 def added(tallies: Iterable[Tally]) -> Tally:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 
 class RecordingListener:
@@ -15,6 +16,7 @@ class RecordingListener:
         names: Every announced name, in the order of arrival.
         lost_names: Every tag whose version was lost, the same.
         digests: The key of every wake-up.
+        questions: Everything that was asked.
         gaps: How often messages may have been lost.
     """
 
@@ -23,6 +25,7 @@ class RecordingListener:
         self.names: list[str] = []
         self.lost_names: list[str] = []
         self.digests: list[str] = []
+        self.questions: list[Mapping[str, Any]] = []
         self.gaps = 0
 
     def invalidated(self, names: Sequence[str]) -> None:
@@ -36,6 +39,10 @@ class RecordingListener:
     def woken(self, digest: str) -> None:
         """The leader of a key has come to an end."""
         self._note(lambda: self.digests.append(digest))
+
+    def asked(self, question: Mapping[str, Any]) -> None:
+        """Another process asks something."""
+        self._note(lambda: self.questions.append(question))
 
     def heard(self, trusted_until: float) -> None:
         """The connection is alive."""

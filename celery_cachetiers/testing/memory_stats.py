@@ -6,11 +6,11 @@ import threading
 from collections import defaultdict
 
 from celery_cachetiers.errors import TierUnavailable
-from celery_cachetiers.stats_port import Merge, Numbers, Sums
+from celery_cachetiers.stats_port import HotKey, Merge, Numbers, Sums
 
 
 class MemoryStats:
-    """A `celery_cachetiers.stats_port.StatsStore`.
+    """A `celery_cachetiers.stats_port.StatsStore`; its hot keys never cool, as no time goes by.
 
     Attributes:
         away: Nothing arrives.
@@ -30,6 +30,7 @@ class MemoryStats:
         self._tasks: dict[str, dict[str, int | float]] = {}
         self._process: dict[str, int | float] = {}
         self._invalidated: dict[str, int | float] = {}
+        self._hot: dict[HotKey, float] = {}
 
     def add(self, merge: Merge) -> bool:
         with self._lock:
@@ -43,6 +44,8 @@ class MemoryStats:
                     _add(self._tasks.setdefault(task, {}), numbers)
                 _add(self._process, merge.process)
                 _add(self._invalidated, merge.invalidated)
+                for key, calls in merge.hot.items():
+                    self._hot[key] = self._hot.get(key, 0.0) + calls
             if self.deaf:
                 raise TierUnavailable("the answer is lost")
             return new
@@ -53,6 +56,12 @@ class MemoryStats:
                 raise TierUnavailable("away")
             tasks = {name: dict(numbers) for name, numbers in self._tasks.items() if task in (None, name)}
             return Sums(tasks, dict(self._process), dict(self._invalidated))
+
+    def hot(self, count: int) -> dict[HotKey, float]:
+        with self._lock:
+            if self.away:
+                raise TierUnavailable("away")
+            return dict(sorted(self._hot.items(), key=lambda row: -row[1])[:count])
 
     def reset_after_fork(self) -> None:
         """What is stored is shared."""

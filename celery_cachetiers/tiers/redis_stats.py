@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Final
 
 from celery_cachetiers.client import Argument, Command, RedisClient, Script
-from celery_cachetiers.stats_port import Merge, Numbers, Sums
+from celery_cachetiers.stats_port import HALF, HotKey, Merge, Numbers, Sums
 from celery_cachetiers.templates import escape_tag
 from celery_cachetiers.tiers.layout import Layout
 
@@ -19,8 +19,12 @@ AT_ONCE: Final = 500
 """Tasks that one round trip reads."""
 FIELDS: Final = 1000
 OTHERS: Final = "@others"
+COOLED: Final = 10 * HALF
+"""Seconds that hot keys outlive the last merge."""
+HOTTEST: Final = 200
+"""Keys that are kept as the hottest."""
 
-_TASKS, _PROCESS, _TAGS = "@tasks", "@process", "@tags"
+_TASKS, _PROCESS, _TAGS, _HOT = "@tasks", "@process", "@tags", "@hot"
 _MERGE = Script("stats_merge")
 
 
@@ -35,11 +39,14 @@ class RedisStats:
 
     def add(self, merge: Merge) -> bool:
         hashes = list(_hashes(merge))
-        keys = [self._key(f"@merge:{merge.source}"), self._key(_TASKS), *(self._key(name) for name, _, _ in hashes)]
+        names = (f"@merge:{merge.source}", _TASKS, _HOT, *(name for name, _, _ in hashes))
         args: list[Argument] = [merge.number, _ms(REMEMBERED), _ms(KEPT), FIELDS, OTHERS]
+        args += [_ms(COOLED), _ms(HALF), HOTTEST, len(merge.hot)]
+        for (task, digest), calls in merge.hot.items():
+            args += [f"{digest}:{task}", calls]
         for _, task, numbers in hashes:
             args += [task, len(numbers), *(part for name, value in numbers.items() for part in (name, repr(value)))]
-        command = _MERGE.command(keys, args)
+        command = _MERGE.command(list(map(self._key, names)), args)
         return bool(self._client.run(_MERGE, lambda _: command, must_try=True) == 1)
 
     def read(self, task: str | None = None) -> Sums:
@@ -50,6 +57,12 @@ class RedisStats:
         process, tags, names = self._ask([*first, ("ZRANGE", self._key(_TASKS), 0, -1)])
         tasks = dict(self._read_all([name.decode() for name in names]))
         return Sums(tasks, _numbers(process), _numbers(tags))
+
+    def hot(self, count: int) -> dict[HotKey, float]:
+        key = self._key(_HOT)
+        left, found = self._ask([("PTTL", key), ("ZREVRANGE", key, 0, count - 1, "WITHSCORES")])
+        worth = 2 ** ((left / 1000 - COOLED) / HALF) if left > 0 else 0.0  # since the last merge
+        return {_hot_key(name): float(score) * worth for name, score in zip(found[::2], found[1::2], strict=True)}
 
     def _read_all(self, names: Sequence[str]) -> Iterator[tuple[str, Numbers]]:
         for at in range(0, len(names), AT_ONCE):
@@ -86,6 +99,11 @@ def _hashes(merge: Merge) -> Iterator[tuple[str, str, Numbers]]:
     for name, numbers in ((_PROCESS, merge.process), (_TAGS, merge.invalidated)):
         if numbers:
             yield name, "", numbers
+
+
+def _hot_key(member: bytes) -> HotKey:
+    digest, _, task = member.decode().partition(":")
+    return task, digest
 
 
 def _same(command: Command, run_id: str) -> Command:

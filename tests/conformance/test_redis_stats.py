@@ -11,10 +11,10 @@ from celery_cachetiers.breaker import Breaker
 from celery_cachetiers.client import RedisClient
 from celery_cachetiers.clock import SystemClock
 from celery_cachetiers.errors import TierUnavailable
-from celery_cachetiers.stats_port import Merge
+from celery_cachetiers.stats_port import HALF, Merge
 from celery_cachetiers.testing.conformance import StatsConformance, StatsUnderTest
 from celery_cachetiers.tiers.layout import Layout
-from celery_cachetiers.tiers.redis_stats import FIELDS, KEPT, REMEMBERED, RedisStats
+from celery_cachetiers.tiers.redis_stats import COOLED, FIELDS, HOTTEST, KEPT, REMEMBERED, RedisStats
 from tests.servers import RedisServer, RedisServers
 
 MISS = {"a": {"misses": 1}}
@@ -115,3 +115,49 @@ def test_a_full_server_adds_nothing_and_the_same_merge_is_added_once_it_has_room
 
     assert stats.add(Merge("s", 2, MISS)) is True
     assert stats.read("a").tasks == {"a": {"misses": 2}}
+
+
+# -- hot keys ---------------------------------------------------------------------------------------------------------
+
+
+def passed(client: redis.Redis, key: str, seconds: float) -> None:
+    """So much time has gone by since the last merge, as far as the hot keys know."""
+    client.pexpire(key, int(1000 * (COOLED - seconds)))
+
+
+def test_calls_to_a_hot_key_count_half_after_a_while(here: RedisStats, client: redis.Redis, namespace: str) -> None:
+    old, new = ("a", "1" * 32), ("a", "2" * 32)
+    here.add(Merge("s", 1, hot={old: 80}))
+    passed(client, f"{namespace}:stats:@hot", 2 * HALF)
+    here.add(Merge("s", 2, hot={new: 20}))
+
+    hot = here.hot(10)
+    assert hot[old] == pytest.approx(hot[new], rel=0.05)
+
+
+def test_they_count_less_as_time_goes_by_without_a_merge(here: RedisStats, client: redis.Redis, namespace: str) -> None:
+    key = ("a", "1" * 32)
+    here.add(Merge("s", 1, hot={key: 80}))
+    assert here.hot(10)[key] == pytest.approx(80, rel=0.05)
+    passed(client, f"{namespace}:stats:@hot", 3 * HALF)
+
+    assert here.hot(10)[key] == pytest.approx(10, rel=0.05)
+
+
+def test_the_hottest_keys_are_kept_and_they_expire(here: RedisStats, client: redis.Redis, namespace: str) -> None:
+    for at in range(3):
+        some = {("a", f"{number:032x}"): number + 1 for number in range(100 * at, 100 * at + 100)}
+        here.add(Merge("s", at, hot=some))
+
+    assert client.zcard(f"{namespace}:stats:@hot") == HOTTEST
+    assert set(here.hot(HOTTEST)) == {("a", f"{number:032x}") for number in range(300 - HOTTEST, 300)}
+    assert COOLED - 10 < client.ttl(f"{namespace}:stats:@hot") <= COOLED
+
+
+def test_a_foreign_key_in_place_of_the_hot_ones_hinders_no_counter(
+    here: RedisStats, client: redis.Redis, namespace: str
+) -> None:
+    client.set(f"{namespace}:stats:@hot", "foreign", ex=5)
+
+    assert here.add(Merge("s", 1, MISS, hot={("a", "1" * 32): 1})) is True
+    assert here.read().tasks == MISS

@@ -160,7 +160,7 @@ def test_an_eviction_counts_for_the_task_whose_entry_went() -> None:
 
 
 def test_an_entry_that_is_replaced_is_not_evicted() -> None:
-    here = InMemoryProcess(max_bytes=2000)
+    here = InMemoryProcess(max_bytes=2200)
     for digest, size in (("a", 500), ("b", 500), ("a", 900)):  # the last has room in place of the two others
         tally = here.counters.of(digest)
         assert here.l1.put(digest, "x" * size, ("tag",), 10.0, here.l1.mark(), tally=tally)

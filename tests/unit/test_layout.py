@@ -108,6 +108,7 @@ LAYERS = {
                 "sqlalchemy_statements",
                 "sqlalchemy_outages",
             ),
+            *("roll_call", "control"),
             *("cli", "cli.*", "django", "django.*"),
         ),
         below=("words", "ports", "engine", "adapters"),

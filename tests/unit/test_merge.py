@@ -184,6 +184,47 @@ def test_the_thread_merges_again_and_again_until_it_is_stopped(here: Process) ->
     assert process.merger.started is False
 
 
+def test_a_thread_that_is_told_to_hurry_merges_at_once(here: Process) -> None:
+    merged = threading.Event()
+    add = here.stats.add
+
+    def noted(merge: object) -> bool:
+        found = add(merge)  # type: ignore[arg-type]  # handed on as it came
+        merged.set()
+        return found
+
+    here.stats.add = noted  # type: ignore[method-assign]
+    here.miss()
+    here.merger.hurry()
+    assert here.misses == 0  # nothing is started yet
+    here.merger.start()
+    here.merger.hurry()
+    assert merged.wait(10)
+    here.merger.stop()
+
+    assert here.misses == 1
+
+
+def test_a_thread_that_is_stopped_ends_at_once_and_merges_no_more() -> None:
+    threads: list[threading.Thread | None] = []
+
+    def noted(name: str, run: Callable[[], None]) -> threading.Thread | None:
+        threads.append(started(name, run))
+        return threads[-1]
+
+    stats, counters = MemoryStats(), Counters()
+    merger = Merger(counters, lambda: stats, noted, 3600.0)
+    merger.start()
+    counters(Event.MISS, "task", {})
+    merger.stop()
+    [thread] = threads
+    assert thread is not None
+    thread.join(10)
+
+    assert not thread.is_alive()
+    assert stats.asked == 0
+
+
 def test_a_thread_that_could_not_start_is_started_later() -> None:
     answers: list[Callable[[], threading.Thread | None]] = [lambda: None, threading.Thread]
     merger = Merger(Counters(), lambda: None, lambda name, run: answers.pop(0)())

@@ -86,6 +86,21 @@ class StatsConformance:
 
         assert stats.tasks() == {"a": {"misses": 1}}
 
+    def test_hot_keys_of_several_processes_are_added_up_and_the_hottest_come_first(self, stats: StatsUnderTest) -> None:
+        merge = Merge(stats.source, 1, hot={("a", "1" * 32): 5, ("b:c", "2" * 32): 4, ("", "3" * 32): 1})
+        stats.ours.add(merge)
+        stats.ours.add(merge)
+        stats.theirs.add(Merge("other", 1, {"a": {"misses": 1}}, hot={("b:c", "2" * 32): 4}))
+
+        hot = stats.theirs.hot(2)
+        assert list(hot) == [("b:c", "2" * 32), ("a", "1" * 32)]
+        assert round(hot["b:c", "2" * 32] / hot["a", "1" * 32], 2) == 1.6
+        assert len(stats.ours.hot(10)) == 3
+        assert stats.tasks() == {"a": {"misses": 1}}
+
+    def test_no_key_is_hot_at_first(self, stats: StatsUnderTest) -> None:
+        assert stats.ours.hot(10) == {}
+
     def test_merges_at_the_same_time_lose_nothing(self, stats: StatsUnderTest) -> None:
         barrier = Barrier(4)
 
