@@ -161,7 +161,8 @@ class CacheTiers:
         Returns:
             ``tasks``: name to counters; ``total``: all tasks together; ``ratio``: their hit ratio, ``None`` without
             requests; ``process``: what belongs to no task; ``invalidated``: pattern of the tag to invalidations, the
-            most frequent first; ``here``: what L1 of this very process holds.
+            most frequent first; ``outdated``: misses that these have made, the same way; ``here``: what L1 of this very
+            process holds.
 
         Raises:
             TierUnavailable: Redis was not reached.

@@ -73,7 +73,9 @@ class Counting:
         if not self._used:
             return False
         with suppress(ConfigurationError):
-            return self._tiers.where() is None or self.merger.start()
+            if self._tiers.where() is not None:
+                return self.merger.start()
+            self._tiers.counters.notes_keys = False
         return True
 
     @property
@@ -100,6 +102,7 @@ class Counting:
     def reset(self) -> None:
         """Closes connections; what is counted stays, and is merged when something more is."""
         self.merger.stop()
+        self._tiers.counters.notes_keys = True
         self._tiers.counters.start_anew()
         with self._lock:
             store, self._store = self._store, None
