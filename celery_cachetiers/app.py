@@ -31,6 +31,7 @@ from celery_cachetiers.metrics.tally import Counters
 from celery_cachetiers.parts import Parts
 from celery_cachetiers.policy import Policy, Settings
 from celery_cachetiers.ports import LeaseRequest
+from celery_cachetiers.reporting import Reporting
 from celery_cachetiers.settings import backend_redis, settings_of
 from celery_cachetiers.signals import feed
 from celery_cachetiers.templates import checked_tag, escape_tag, task_of
@@ -43,6 +44,7 @@ from celery_cachetiers.tiers.tracked import TrackedTier
 
 if TYPE_CHECKING:
     from celery_cachetiers.invalidating import Invalidation
+    from celery_cachetiers.metrics.report import Report
     from celery_cachetiers.registry import Registry
     from celery_cachetiers.write_behind import WriteBehind
 
@@ -64,6 +66,7 @@ class CacheTiers:
     events: Events
     counters: Counters
     counting: Counting
+    reporting: Reporting
     clock: Clock
     seen_tags: SeenTags
     suspended: bool = False
@@ -90,6 +93,7 @@ class CacheTiers:
         self.events, self.counters, self.seen_tags = Events(), Counters(), SeenTags()
         self.events.subscribe(self.counters)
         self.counting = Counting(self)
+        self.reporting = Reporting(self)
         self.events.subscribe(log, *_LINES)
         feed(self)
         self.tasks, self.invalidations = weakref.WeakSet(), {}
@@ -103,7 +107,11 @@ class CacheTiers:
         _installed.add(self)
         app.steps["consumer"].add("celery_cachetiers.waiting_room:WaitingRoom")
         app.steps["worker"].update(
-            ["celery_cachetiers.registry:StartCheck", "celery_cachetiers.schedule:WriteBehindCheck"]
+            [
+                "celery_cachetiers.registry:StartCheck",
+                "celery_cachetiers.schedule:WriteBehindCheck",
+                "celery_cachetiers.reporting:EventSwitch",
+            ]
         )
         from celery_cachetiers.invalidating import watch
         from celery_cachetiers.schedule import listen as listen_to_workers
@@ -170,6 +178,19 @@ class CacheTiers:
         Costs: 2 round trips, and 1 more for each 500 tasks; never on the path of a call.
         """
         return {**self.counting.totals(task).as_dict(), "here": self.counting.gauges()}
+
+    def history(self, since: float = 0.0) -> list[Report]:
+        """The hit-ratio reports of the last days, the oldest first.
+
+        Args:
+            since: Epoch seconds; reports that were made before are left out.
+
+        Raises:
+            TierUnavailable: Redis was not reached.
+
+        Costs: 1 round trip; never on the path of a call.
+        """
+        return self.reporting.history(since)
 
     @property
     def registry(self) -> Registry:

@@ -18,7 +18,7 @@ from celery_cachetiers.client import RedisClient
 from celery_cachetiers.errors import ConfigurationError
 from celery_cachetiers.metrics.merge import Merger
 from celery_cachetiers.metrics.totals import Totals, totals_here, totals_of
-from celery_cachetiers.stats_port import StatsStore
+from celery_cachetiers.stats_port import StatsStore, Sums
 from celery_cachetiers.threads import started
 from celery_cachetiers.tiers.layout import Layout
 from celery_cachetiers.tiers.memory import MemoryTier
@@ -55,6 +55,14 @@ class Counting:
             return totals_here(self._tiers.counters, task)
         self.merger.merge()
         return totals_of(store.read(task))
+
+    def sums(self) -> Sums:
+        """The same as plain numbers; none where there is no Redis. Costs and errors as `totals`."""
+        store = self._connected()
+        if store is None:
+            return Sums({}, {}, {})
+        self.merger.merge()
+        return store.read()
 
     def gauges(self) -> dict[str, int]:
         """What this process' L1 holds now; empty before the first call."""

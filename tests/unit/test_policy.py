@@ -258,12 +258,6 @@ def test_an_option_whose_feature_is_not_built_is_refused_and_not_ignored(option:
         Policy.check({option: 1}, "task t")
 
 
-@pytest.mark.parametrize("setting", sorted(Settings.NOT_BUILT))
-def test_a_setting_whose_feature_is_not_built_is_refused_and_not_ignored(setting: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"^cachetiers_{setting}=.*does not have the feature yet"):
-        Settings.resolve({setting: 1}, "app")
-
-
 # -- secrets -----------------------------------------------------------------------------------------------------------
 
 SECRET = "s3cr3t-of-mine"
