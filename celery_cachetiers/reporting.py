@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from celery import bootsteps
 
 from celery_cachetiers.breaker import Breaker
-from celery_cachetiers.client import RedisClient, was_answered
+from celery_cachetiers.client import RedisClient
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.events import Event
 from celery_cachetiers.metrics.interval import Moment
@@ -90,18 +90,13 @@ class Reporting:
             return None
         return made
 
-    def _time(self, server: RedisServerInfo) -> tuple[float, float | None]:
+    def _time(self, server: RedisServerInfo) -> tuple[float, float]:
         """What time it is on the server, and how many seconds a round trip takes, at best."""
         monotonic, took = self._tiers.clock.monotonic, list[float]()
-        try:
-            for _ in range(_LOOKS):
-                began = monotonic()
-                seconds, micros = server.ask("TIME")
-                took.append(monotonic() - began)
-        except TierUnavailable as error:
-            if not was_answered(error):
-                raise
-            return self._tiers.clock.time(), None
+        for _ in range(_LOOKS):
+            began = monotonic()
+            seconds, micros = server.ask("TIME")
+            took.append(monotonic() - began)
         return int(seconds) + int(micros) / 1e6, min(took)
 
     @staticmethod

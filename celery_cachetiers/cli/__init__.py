@@ -10,6 +10,7 @@ from celery.bin.base import handle_preload_options
 
 from celery_cachetiers.cli.dead_letters import dead_letter
 from celery_cachetiers.cli.flushing import flush
+from celery_cachetiers.cli.reports import report
 
 __all__ = ["cachetiers"]
 
@@ -18,7 +19,7 @@ __all__ = ["cachetiers"]
 @click.pass_context
 @handle_preload_options
 def cachetiers(ctx: click.Context, **_: object) -> None:
-    """Look into the cache and its journal.
+    """Look into the cache, its reports and its journal.
 
     Exit status: 0 done, 1 something failed or was left, 2 the command cannot be carried out as it was given.
     """
@@ -26,3 +27,4 @@ def cachetiers(ctx: click.Context, **_: object) -> None:
 
 cachetiers.add_command(flush)
 cachetiers.add_command(dead_letter)
+cachetiers.add_command(report)

@@ -148,7 +148,8 @@ def _of_server(made: Report) -> str:
 
 
 def _percent(ratio: float) -> str:
-    """
+    """A ratio for people.
+
     >>> _percent(0.9312), _percent(0.89996)
     ('93.1 %', '89.9 %')
     """
