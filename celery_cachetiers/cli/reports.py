@@ -35,9 +35,7 @@ class Span(click.ParamType):  # type: ignore[type-arg]  # generic in the newest 
 
 @click.command()
 @click.option("--since", type=Span(), default=3600.0, show_default="1h", help="How far back: 90s, 30m, 1h, 7d.")
-@click.option(
-    "--plot", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Draw them, to a file."
-)
+@click.option("--plot", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Draw them, to a file.")
 @as_json
 @click.pass_context
 def report(ctx: click.Context, since: float, plot: Path | None, as_json: bool) -> None:
