@@ -79,7 +79,7 @@ class Report:
     @property
     def seconds(self) -> float | None:
         """The length of the interval; ``None`` for the first report."""
-        return None if self.since is None else self.at - self.since
+        return None if self.since is None else max(self.at - self.since, 0.0)
 
     def __str__(self) -> str:
         return line(self)

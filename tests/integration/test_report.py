@@ -226,6 +226,27 @@ def test_of_two_reports_of_one_interval_one_counts(
     assert len(bench.told) + len(other.told) == 2
 
 
+def test_a_report_that_is_made_while_another_one_reads_the_counters_is_the_one_that_counts(
+    bench: Bench, bench_at: Callable[..., Bench], redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = bench_at(redis_server.url())
+    bench.report()
+    bench.call(1)
+    bench.age(60.0)
+    sums = bench.tiers.counting.sums
+
+    def overtaken() -> Any:
+        read = sums()
+        other.call(2)
+        assert other.report().total.misses == 2
+        return read
+
+    monkeypatch.setattr(bench.tiers.counting, "sums", overtaken)
+
+    assert bench.tiers.reporting.make() is None
+    assert [(made.total.misses, made.complete) for made in bench.tiers.history()] == [(0, True), (2, True)]
+
+
 # ---- what becomes of Redis -------------------------------------------------------------------------------------------
 
 
