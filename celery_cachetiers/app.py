@@ -31,6 +31,7 @@ from celery_cachetiers.metrics.tally import Counters
 from celery_cachetiers.parts import Parts
 from celery_cachetiers.policy import Policy, Settings
 from celery_cachetiers.ports import LeaseRequest
+from celery_cachetiers.reporting import Reporting
 from celery_cachetiers.roll_call import RollCall
 from celery_cachetiers.settings import backend_redis, settings_of
 from celery_cachetiers.signals import feed
@@ -44,6 +45,7 @@ from celery_cachetiers.tiers.tracked import TrackedTier
 
 if TYPE_CHECKING:
     from celery_cachetiers.invalidating import Invalidation
+    from celery_cachetiers.metrics.report import Report
     from celery_cachetiers.registry import Registry
     from celery_cachetiers.write_behind import WriteBehind
 
@@ -66,6 +68,7 @@ class CacheTiers:
     counters: Counters
     counting: Counting
     roll_call: RollCall
+    reporting: Reporting
     clock: Clock
     seen_tags: SeenTags
     suspended: bool = False
@@ -91,7 +94,7 @@ class CacheTiers:
         self.clock = SystemClock()
         self.events, self.counters, self.seen_tags = Events(), Counters(), SeenTags()
         self.events.subscribe(self.counters)
-        self.counting, self.roll_call = Counting(self), RollCall(self)
+        self.counting, self.roll_call, self.reporting = Counting(self), RollCall(self), Reporting(self)
         self.events.subscribe(log, *_LINES)
         feed(self)
         self.tasks, self.invalidations = weakref.WeakSet(), {}
@@ -107,7 +110,11 @@ class CacheTiers:
             ["celery_cachetiers.waiting_room:WaitingRoom", "celery_cachetiers.control:RemoteControl"]
         )
         app.steps["worker"].update(
-            ["celery_cachetiers.registry:StartCheck", "celery_cachetiers.schedule:WriteBehindCheck"]
+            [
+                "celery_cachetiers.registry:StartCheck",
+                "celery_cachetiers.schedule:WriteBehindCheck",
+                "celery_cachetiers.reporting:EventSwitch",
+            ]
         )
         from celery_cachetiers.invalidating import watch
         from celery_cachetiers.schedule import listen as listen_to_workers
@@ -165,8 +172,8 @@ class CacheTiers:
         Returns:
             ``tasks``: name to counters; ``total``: all tasks together; ``ratio``: their hit ratio, ``None`` without
             requests; ``process``: what belongs to no task; ``invalidated``: pattern of the tag to invalidations, the
-            most frequent first; ``here``: what L1 of this very process holds, and whether it leaves Redis alone just
-            now (``breaker``).
+            most frequent first; ``outdated``: misses that these have made, the same way; ``here``: what L1 of this very
+            process holds, and whether it leaves Redis alone just now (``breaker``).
 
         Raises:
             TierUnavailable: Redis was not reached.
@@ -174,6 +181,19 @@ class CacheTiers:
         Costs: 2 round trips, and 1 more for each 500 tasks; never on the path of a call.
         """
         return {**self.counting.totals(task).as_dict(), "here": self.counting.here()}
+
+    def history(self, since: float = 0.0) -> list[Report]:
+        """The hit-ratio reports of the last days, the oldest first.
+
+        Args:
+            since: Epoch seconds; reports that were made before are left out.
+
+        Raises:
+            TierUnavailable: Redis was not reached.
+
+        Costs: 1 round trip; never on the path of a call.
+        """
+        return self.reporting.history(since)
 
     @property
     def registry(self) -> Registry:

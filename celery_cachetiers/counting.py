@@ -19,7 +19,7 @@ from celery_cachetiers.errors import ConfigurationError
 from celery_cachetiers.metrics.hot import HotKeys
 from celery_cachetiers.metrics.merge import Merger
 from celery_cachetiers.metrics.totals import Totals, totals_here, totals_of
-from celery_cachetiers.stats_port import HotKey, StatsStore
+from celery_cachetiers.stats_port import HotKey, StatsStore, Sums
 from celery_cachetiers.threads import started
 from celery_cachetiers.tiers.layout import Layout
 from celery_cachetiers.tiers.memory import MemoryTier
@@ -73,6 +73,14 @@ class Counting:
         store = self._connected()
         return {} if store is None else store.hot(count)
 
+    def sums(self) -> Sums:
+        """The same as plain numbers; none where there is no Redis. Costs and errors as `totals`."""
+        store = self._connected()
+        if store is None:
+            return Sums({}, {}, {})
+        self.merger.merge()
+        return store.read()
+
     def gauges(self) -> dict[str, int]:
         """What this process' L1 holds now; empty before the first call."""
         l1 = self.l1
@@ -110,7 +118,9 @@ class Counting:
         if not self._used:
             return False
         with suppress(ConfigurationError):
-            return self._tiers.where() is None or self.merger.start()
+            if self._tiers.where() is not None:
+                return self.merger.start()
+            self._tiers.counters.notes_keys = False
         return True
 
     @property
@@ -137,6 +147,7 @@ class Counting:
     def reset(self) -> None:
         """Closes connections; what is counted stays, and is merged when something more is."""
         self.merger.stop()
+        self._tiers.counters.notes_keys = True
         self._tiers.counters.start_anew()
         with self._lock:
             store, self._store = self._store, None

@@ -43,6 +43,7 @@ class Event(Enum):
     FLUSHED = "flushed"
     SINK_FAILED = "sink_failed"
     BURIED = "buried"
+    REPORTED = "reported"
 
     __hash__ = object.__hash__  # Enum's own is Python's, 0.15 µs; every emit looks an event up
 

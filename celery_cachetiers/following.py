@@ -237,8 +237,8 @@ class Follower:
                     attempt.meet(answer.holder, self._clock.monotonic())
                 action, bound = after_lease(answer, self._waiting(attempt))
                 match action, answer:
-                    case Action.COMPUTE, Leading(stamp=stamp, since=since):
-                        return self._leads(attempt, Lease(request, stamp, mark, since))
+                    case Action.COMPUTE, Leading(stamp=stamp, since=since, outdated=outdated):
+                        return self._leads(attempt, Lease(request, stamp, mark, since, outdated))
                     case ((Action.ANSWER | Action.ANSWER_STALE), _):
                         shared = self._shared(attempt, answer, mark)
                         if shared is not None:

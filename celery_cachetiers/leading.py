@@ -66,13 +66,15 @@ class Inside(threading.local):
 class Lease:
     """A lease that the caller holds, and the state of L1 from before it asked for it.
 
-    ``since`` is where the invalidation log stood then, for a task whose results give tags.
+    ``since`` is where the invalidation log stood then, for a task whose results give tags; ``outdated`` is the tag
+    whose invalidation has ended the entry that is there, or "".
     """
 
     request: LeaseRequest
     stamp: bytes
     mark: Mark
     since: LogPosition | None = None
+    outdated: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class Leader:
         leave: Leave | None = None
         try:
             with keeper.keeping(lease.request):
-                computed = self._compute(call, compute, terms)
+                computed = self._compute(call, compute, terms, lease.outdated)
             sent = self._clock.monotonic()
             if not computed.storable and computed.body is not None:
                 leave = Leave(computed.body, False, lease.request.lease_ttl, lease.since)
@@ -170,9 +172,9 @@ class Leader:
             stamp=stamp, times=times, copy=policy.l1_copy, tally=call.memo.tally,
         )  # fmt: skip
 
-    def _compute(self, call: Call, compute: Compute, terms: Terms) -> _Computed:
+    def _compute(self, call: Call, compute: Compute, terms: Terms, outdated: str = "") -> _Computed:
         computed_at, began = self._clock.time(), self._clock.monotonic()
-        value = self._waiting(call, terms)
+        value = self._waiting(call, terms, outdated)
         if value is MISSING:
             value = self._inside.run(call, compute)
             self._events.emit(Event.COMPUTED, call.memo.task, seconds=self._clock.monotonic() - began)
@@ -191,7 +193,7 @@ class Leader:
             return _Computed(value, times, tags, storable, None)
         return _Computed(value, times, tags, storable, body, read_again)
 
-    def _waiting(self, call: Call, terms: Terms) -> object:
+    def _waiting(self, call: Call, terms: Terms, outdated: str) -> object:
         """The value that waits for the task's sink, as the database behind the sink is older; else `MISSING`."""
         waiting: object = MISSING
         if call.memo.outlet is not None:
@@ -199,7 +201,8 @@ class Leader:
         if terms.refresh:
             return MISSING
         if waiting is MISSING and terms.counts:
-            self._events.emit(Event.MISS, call.memo.task, key=call.digest)
+            ended = {"outdated": outdated} if outdated else {}
+            self._events.emit(Event.MISS, call.memo.task, key=call.digest, **ended)
         elif terms.counts:
             self._events.emit(Event.HIT, call.memo.task, tier="journal", stale=False, key=call.digest)
         return waiting

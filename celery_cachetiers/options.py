@@ -203,6 +203,8 @@ NOT_NEGATIVE = Rule(_number(0, TEN_YEARS), "a number of at least 0, at most ten 
 FRACTION = Rule(_number(0, 1, open_low=True), "a number above 0, at most 1")
 LEASE = Rule(_number(0.1, 3600), "a number of seconds from 0.1 to 3600")
 TIMEOUT = Rule(_number(0.001, 60), "a number of seconds from 0.001 to 60")
+REPORT_EVERY = Rule(_number(1, 86_400), "a number of seconds from 1 to 86400")
+RATIO = Rule(_number(0, 1), "a number from 0 to 1")
 FLUSH_EVERY = Rule(_number(0.1, 86_400), "a number of seconds from 0.1 to 86400")
 COUNT = Rule(_count, "a whole number of at least 1")
 BYTES = Rule(_bytes, "a whole number of bytes from 1 to 512 MiB")

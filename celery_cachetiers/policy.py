@@ -73,17 +73,24 @@ class Settings:
         None, rules.optional(rules.TEXT), "queue of the flushes; by default as Celery routes them"
     )
 
-    NOT_BUILT = frozenset({"report_every", "hit_ratio_target"})
+    report_every: float | None = _field(
+        60.0,
+        rules.optional(rules.REPORT_EVERY),
+        "seconds between two hit-ratio reports that beat sends; ``None`` sends none",
+    )
+    report_queue: str | None = _field(
+        None, rules.optional(rules.TEXT), "queue of the reports; by default as Celery routes them"
+    )
+    hit_ratio_target: float = _field(0.9, rules.RATIO, "the report warns, and says why, below this hit ratio")
 
     @classmethod
     def resolve(cls, given: Mapping[str, object], where: str) -> Settings:
         """Checks what was given under names without the prefix.
 
         Raises:
-            ConfigurationError: For a bad value, an unknown name, or one whose feature this version lacks.
+            ConfigurationError: For a bad value, or an unknown name.
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        _refuse_unbuilt(given, cls.NOT_BUILT, where, PREFIX)
         for name in given:
             if name not in fields:
                 raise ConfigurationError(PREFIX + name, plain_only(given[name]), _unknown(name, fields, PREFIX), where)
@@ -198,7 +205,7 @@ class Policy:
         Raises:
             ConfigurationError: For a bad value, or an option whose feature this version lacks.
         """
-        _refuse_unbuilt(given, cls.NOT_BUILT, where, "")
+        _refuse_unbuilt(given, cls.NOT_BUILT, where)
         fields = {field.name: field for field in dataclasses.fields(cls)}
         return {name: fields[name].metadata["rule"].check(name, value, where) for name, value in given.items()}
 
@@ -246,8 +253,8 @@ def _unknown(name: str, known: Mapping[str, object], prefix: str) -> str:
     return f"there is no setting of this name{meant}"
 
 
-def _refuse_unbuilt(given: Mapping[str, object], unbuilt: frozenset[str], where: str, prefix: str) -> None:
+def _refuse_unbuilt(given: Mapping[str, object], unbuilt: frozenset[str], where: str) -> None:
     for name in given:
         if name in unbuilt:
             allowed = "this version does not have the feature yet; leave it out"
-            raise ConfigurationError(prefix + name, plain_only(given[name]) if prefix else given[name], allowed, where)
+            raise ConfigurationError(name, given[name], allowed, where)

@@ -77,11 +77,15 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Leading:
-    """The caller holds the lease, under this stamp; ``since`` is there for a task whose results give tags."""
+    """The caller holds the lease, under this stamp; ``since`` is there for a task whose results give tags.
+
+    ``outdated`` is the first tag whose invalidation has ended the entry that is still there, or "".
+    """
 
     stamp: bytes
     stale: RawEntry | None = None
     since: LogPosition | None = None
+    outdated: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What beat and a worker do without being told: flush by the clock, check before the start, drain at the end.
+"""What beat and a worker do without being told: flush and report by the clock, check at the start, drain at the end.
 
 Entries are added when beat starts, as an app may assign its own ``beat_schedule`` at any time before; an entry of the
 same name in that schedule stays as the app has it.
@@ -14,6 +14,7 @@ from celery import bootsteps
 from celery.signals import beat_init, worker_shutdown
 
 from celery_cachetiers.app import CacheTiers
+from celery_cachetiers.reporting import REPORT
 from celery_cachetiers.sinks import registered
 from celery_cachetiers.write_behind import FLUSH
 
@@ -24,22 +25,38 @@ DRAIN_SECONDS = 10.0
 
 
 def entries(tiers: CacheTiers) -> dict[str, dict[str, Any]]:
-    """The periodic tasks of an app, as ``beat_schedule`` has them; none if nothing is ever written behind.
-
-    The process of a beat may have imported the tasks and not their sinks.
+    """The periodic tasks of an app, as ``beat_schedule`` has them.
 
     Raises:
         ConfigurationError: The settings cannot be used.
     """
+    return {**_flush(tiers), **_report(tiers)}
+
+
+def _report(tiers: CacheTiers) -> dict[str, dict[str, Any]]:
+    """None where there is no Redis to add up in, or nothing is cached."""
+    settings = tiers.settings
+    every = settings.report_every
+    if every is None or not settings.enabled or tiers.where() is None:
+        return {}
+    return {REPORT: _entry(REPORT, every, settings.report_queue)}
+
+
+def _flush(tiers: CacheTiers) -> dict[str, dict[str, Any]]:
+    """None if nothing is ever written behind; a beat's process may have imported the tasks and not their sinks."""
     settings, sinks = tiers.settings, registered().values()
     if not sinks and not any(getattr(type(task), "write", None) == "behind" for task in tiers.app.tasks.values()):
         return {}
     delays = [sink.options.max_delay for sink in sinks if sink.options.max_delay is not None]
     every = min([settings.flush_every, *delays])
+    return {FLUSH: _entry(FLUSH, every, settings.flush_queue)}
+
+
+def _entry(task: str, every: float, queue: str | None) -> dict[str, Any]:
     options: dict[str, Any] = {"expires": every}  # those that no worker has taken do not pile up
-    if settings.flush_queue is not None:
-        options["queue"] = settings.flush_queue
-    return {FLUSH: {"task": FLUSH, "schedule": every, "options": options}}
+    if queue is not None:
+        options["queue"] = queue
+    return {"task": task, "schedule": every, "options": options}
 
 
 def add_entries(sender: Any = None, **_: object) -> None:

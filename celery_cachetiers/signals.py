@@ -19,7 +19,7 @@ from celery.utils.dispatch import Signal
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.templates import user_tag
 
-__all__ = ["cache_hit", "cache_miss", "cache_stored", "tag_invalidated"]
+__all__ = ["cache_hit", "cache_miss", "cache_stored", "hit_ratio_reported", "tag_invalidated"]
 
 Tell = Callable[[Signal, Celery, Event, str, dict[str, Any]], None]
 """Sends a signal for an event."""
@@ -154,12 +154,17 @@ def _invalidated(signal: Signal, app: Celery, event: Event, task: str, details: 
             signal.send(app, tag=tag, heard=event is Event.HEARD)
 
 
+def _reported(signal: Signal, app: Celery, event: Event, task: str, details: dict[str, Any]) -> None:
+    signal.send(app, ratio=details["report"].ratio, report=details["report"])
+
+
 cache_hit = CacheSignal("cache_hit", ["tier", "stale", "key"], _hit, Event.HIT, Event.COALESCED, in_l1=True)
 cache_miss = CacheSignal("cache_miss", ["key"], _miss, Event.MISS)
 cache_stored = CacheSignal("cache_stored", ["key", "size"], _stored, Event.STORED)
 tag_invalidated = CacheSignal("tag_invalidated", ["tag", "heard"], _invalidated, Event.INVALIDATED, Event.HEARD)
+hit_ratio_reported = CacheSignal("hit_ratio_reported", ["ratio", "report"], _reported, Event.REPORTED)
 
-_SIGNALS = (cache_hit, cache_miss, cache_stored, tag_invalidated)
+_SIGNALS = (cache_hit, cache_miss, cache_stored, tag_invalidated, hit_ratio_reported)
 
 
 def _reset_children() -> None:

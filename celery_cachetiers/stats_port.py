@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -26,6 +26,8 @@ class Merge:
         tasks: What has changed, by task.
         process: The same for what belongs to no task.
         invalidated: Invalidations by pattern of the tag.
+        outdated: Misses that an invalidation has made, by pattern of the tag.
+        missed: Task and key of misses, of which the place of sums makes ``first_misses`` and ``repeated_misses``.
         hot: Calls by key, of those keys that were asked for most.
     """
 
@@ -34,6 +36,8 @@ class Merge:
     tasks: Mapping[str, Numbers] = field(default_factory=dict)
     process: Numbers = field(default_factory=dict)
     invalidated: Mapping[str, int] = field(default_factory=dict)
+    outdated: Mapping[str, int] = field(default_factory=dict)
+    missed: Sequence[tuple[str, str]] = ()
     hot: Mapping[HotKey, int] = field(default_factory=dict)
 
 
@@ -44,6 +48,7 @@ class Sums:
     tasks: Mapping[str, Numbers]
     process: Numbers
     invalidated: Numbers
+    outdated: Numbers = field(default_factory=dict)
 
 
 class StatsStore(Protocol):

@@ -121,6 +121,7 @@ def register(app: Celery) -> None:
         )
         declare(_body(app, operation.act))
     _register_flush(app)
+    _register_report(app)
 
 
 def _register_flush(app: Celery) -> None:
@@ -138,6 +139,17 @@ def _register_flush(app: Celery) -> None:
 
     declare: Any = app.task(name="celery_cachetiers.flush", shared=False, base=Task, ignore_result=True, acks_late=True)
     declare(flush)
+
+
+def _register_report(app: Celery) -> None:
+    from celery_cachetiers.reporting import REPORT, run
+
+    def report(self: Any) -> float | None:
+        """Tells how good the cache was since the last report; returns its hit ratio."""
+        return run(extension.CacheTiers(app), self)
+
+    declare: Any = app.task(name=REPORT, shared=False, base=Task, ignore_result=True, bind=True)
+    declare(report)
 
 
 def _body(app: Celery, act: Callable[..., None]) -> Callable[..., None]:

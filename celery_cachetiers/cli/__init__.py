@@ -12,6 +12,7 @@ import celery_cachetiers.control  # noqa: F401 - imported, its commands are know
 from celery_cachetiers.cli.dead_letters import dead_letter
 from celery_cachetiers.cli.flushing import flush
 from celery_cachetiers.cli.invalidating import clear, invalidate
+from celery_cachetiers.cli.reports import report
 from celery_cachetiers.cli.stats import stats
 from celery_cachetiers.cli.top import top
 
@@ -22,7 +23,7 @@ __all__ = ["cachetiers"]
 @click.pass_context
 @handle_preload_options
 def cachetiers(ctx: click.Context, **_: object) -> None:
-    """Look into the cache and its journal.
+    """Look into the cache, its reports and its journal.
 
     Exit status: 0 done, 1 something failed or was left, 2 the command cannot be carried out as it was given.
     """
@@ -34,3 +35,4 @@ cachetiers.add_command(invalidate)
 cachetiers.add_command(clear)
 cachetiers.add_command(flush)
 cachetiers.add_command(dead_letter)
+cachetiers.add_command(report)

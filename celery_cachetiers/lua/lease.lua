@@ -17,8 +17,10 @@
 --      for a task whose results give tags:
 --      13 number of tags without those   14 fresh epoch for the log   15 tag block without those
 -- Returns {1, entry}                          a fresh entry
---         {2, stamp, stale entry or '', epoch, count}
---                                             the caller leads, under this stamp; with 13, where the log stands
+--         {2, stamp, stale entry or '', outdated, epoch, count}
+--                                             the caller leads, under this stamp; with 13, where the log stands.
+--                                             outdated: position of the first tag that has ended the entry that is there,
+--                                             those of its result after the others; 0 = none has
 --         {3, holder's token, ms left, stale entry or ''}
 --         {4}                                 nobody leads, and the caller only watches
 --         {5, 'v' value or 'e' error, body}   what the leader that was waited for left
@@ -38,10 +40,10 @@ end
 local stamp = missing and '' or table.concat(nonces)
 
 -- What an entry is compared with: the stamp, and the versions of the tags that its result is thought to have given it.
-local compared, all_there, log = stamp, not missing, {}
+local compared, all_there, log, more = stamp, not missing, {}, {}
 if ARGV[13] then
   log = redis.call('HMGET', KEYS[5 + tags], '@epoch', '@count')
-  local more = #KEYS > 5 + tags and redis.call('MGET', unpack(KEYS, 6 + tags)) or {}
+  if #KEYS > 5 + tags then more = redis.call('MGET', unpack(KEYS, 6 + tags)) end
   for i = 1, #KEYS - 5 - tags do
     if more[i] then compared = compared .. more[i] else all_there = false end
   end
@@ -59,14 +61,14 @@ end
 -- An entry is valid if its stamp is current and it names the tags that were compared (entry.py has the layout). Who
 -- claims a lease that was handed over is to compute even so. One that names other tags of its result can only be judged
 -- by somebody who asks for these, but only if the stamp of the others is current.
-local stale = ''
-if not missing and ARGV[6] ~= '' and not handed then
+local stale, outdated = '', 0
+if not missing and ARGV[6] ~= '' then
   local entry = redis.call('GET', KEYS[1])
   if entry and #entry >= 46 + #stamp and string.sub(entry, 1, 3) == 'ct\1' then
     local _, fresh_until, expires_at, _, count, length = struct.unpack('<ddddHI4', entry, 5)
     local now, block = tonumber(ARGV[6]), string.sub(entry, 47, 46 + length)
     local there = string.sub(entry, #entry - 8 * count + 1)
-    local usable = now < expires_at and not (ARGV[7] ~= '' and redis.sha1hex(entry) == ARGV[7])
+    local usable = not handed and now < expires_at and not (ARGV[7] ~= '' and redis.sha1hex(entry) == ARGV[7])
     if block == ARGV[5] then
       if usable and all_there and there == compared then
         if now < fresh_until then return {1, entry} end
@@ -75,6 +77,11 @@ if not missing and ARGV[6] ~= '' and not handed then
     elseif usable and ARGV[13] and count >= tags and string.sub(there, 1, #stamp) == stamp
         and string.sub(block, 1, #ARGV[15] - 1) == string.sub(ARGV[15], 1, -2) then
       return {6, block}
+    end
+    -- Why it does not answer, for those who count; its own tags alone can be judged if it names others of its result.
+    for i = 1, now < expires_at and count >= tags and (block == ARGV[5] and tags + #more or tags) or 0 do
+      local version = i > tags and more[i - tags] or nonces[i]
+      if outdated == 0 and version ~= string.sub(there, 8 * i - 7, 8 * i) then outdated = i end
     end
   end
 end
@@ -116,8 +123,10 @@ end
 
 if ARGV[11] == 'w' then return {4} end
 
+local there = missing and ARGV[6] ~= '' and redis.call('EXISTS', KEYS[1]) == 1
 for i = 1, tags do
   if not nonces[i] then
+    if there and outdated == 0 then outdated = i end
     nonces[i] = string.sub(ARGV[4], 8 * i - 7, 8 * i)
     redis.call('SET', KEYS[4 + i], nonces[i], 'PX', math.floor(1.1 * ARGV[3]))
   elseif redis.call('PTTL', KEYS[4 + i]) < tonumber(ARGV[3]) then
@@ -138,4 +147,4 @@ end
 
 stamp = table.concat(nonces)
 redis.call('SET', KEYS[2], ARGV[11] .. struct.pack('<H', #ARGV[1]) .. ARGV[1] .. stamp, 'PX', ARGV[2])
-return {2, stamp, stale, log[1], log[2]}
+return {2, stamp, stale, outdated, log[1], log[2]}

@@ -37,9 +37,10 @@ class _Seen:
     tasks: Mapping[str, Row]
     process: Row
     invalidated: Mapping[str, int]
+    outdated: Mapping[str, int]
 
 
-_NOTHING: Final = _Seen({}, {}, {})
+_NOTHING: Final = _Seen({}, {}, {}, {})
 
 
 class Merger:
@@ -126,17 +127,19 @@ class Merger:
 
     def _changes(self) -> tuple[Merge, _Seen] | None:
         """What was counted since the last merge, and what it is counted from next time."""
-        before = self._merged
+        before, missed = self._merged, self._counters.take_missed()  # first: what is in it is counted below
         tasks = {task: _row(tally) for task, tally in self._counters.snapshot().items()}
-        now = _Seen(tasks, _row(self._counters.process), self._counters.invalidated())
+        now = _Seen(tasks, _row(self._counters.process), self._counters.invalidated(), self._counters.outdated())
         changed = {task: _less(row, before.tasks.get(task, {})) for task, row in now.tasks.items()}
         process, invalidated = _less(now.process, before.process), _less(now.invalidated, before.invalidated)
+        outdated = _less(now.outdated, before.outdated)
         changed = {task: row for task, row in changed.items() if row}
         if not (changed or process or invalidated):
             return None
         self._number += 1
-        times = cast("Mapping[str, int]", invalidated)
-        return Merge(self._source, self._number, changed, process, times, self._hot()), now
+        names = cast("tuple[Mapping[str, int], Mapping[str, int]]", (invalidated, outdated))
+        merge = Merge(self._source, self._number, changed, process, *names, missed, self._hot())
+        return merge, now
 
     def _run(self, over: threading.Event, due: threading.Event) -> None:
         while True:

@@ -16,6 +16,8 @@ from celery_cachetiers.templates import task_of
 PATTERNS: Final = 1000
 """Patterns of invalidated tags that are told apart, in a process and in Redis; all others are `OTHERS`."""
 OTHERS: Final = "@others"
+MISSED: Final = 500
+"""Keys that a process remembers to have missed since its last merge; of more it is not known whether they are new."""
 
 
 @dataclass(slots=True)
@@ -29,6 +31,9 @@ class Tally:
         publish_hits: Those of the hits that ``delay()`` or ``apply_async()`` answered, with no message.
         coalesced: Calls answered by another call's compute.
         misses: Calls that found no entry to answer with.
+        outdated: Those of the misses that found an entry which an invalidation has ended, and computed.
+        first_misses, repeated_misses: Those of a key that had not missed for a day, and the others; told apart where
+            the sums are, as far as it can be.
         held: Requests that a worker's main process held meanwhile, without a slot.
         waits, wait_seconds: Waits for another call's compute, held ones included; one call may wait more than once.
         computes, compute_seconds: Bodies that ran for the cache, and returned.
@@ -52,6 +57,9 @@ class Tally:
     publish_hits: int = 0
     coalesced: int = 0
     misses: int = 0
+    outdated: int = 0
+    first_misses: int = 0
+    repeated_misses: int = 0
     held: int = 0
     waits: int = 0
     wait_seconds: float = 0.0
@@ -118,12 +126,14 @@ class Counters:
     Attributes:
         process: What belongs to no task.
         first: Called after each event until it says that it need not be, by returning true.
+        notes_keys: False where nobody takes the keys that have missed.
     """
 
     def __init__(self) -> None:
         self._tallies: dict[str, Tally] = {}
         self.process = ProcessTally()
         self.first: Callable[[], bool] = lambda: True
+        self.notes_keys = True
         self.reset_after_fork()
 
     def reset_after_fork(self) -> None:
@@ -132,6 +142,8 @@ class Counters:
         for tally in (*self._tallies.values(), self.process):
             tally.__init__()  # type: ignore[misc]  # in place, as others hold it
         self._patterns: dict[str, int] = {}
+        self._outdated: dict[str, int] = {}
+        self._missed: list[tuple[str, str]] = []
         self._wants_first = True
 
     def start_anew(self) -> None:
@@ -157,16 +169,37 @@ class Counters:
         with self._lock:
             return dict(self._patterns)
 
+    def outdated(self) -> dict[str, int]:
+        """Misses since the process began that an invalidation has made, by pattern of the tag."""
+        with self._lock:
+            return dict(self._outdated)
+
+    def take_missed(self) -> list[tuple[str, str]]:
+        """Task and key of each miss since the last call, `MISSED` at most."""
+        with self._lock:
+            missed, self._missed = self._missed, []
+            return missed
+
     def __call__(self, event: Event, task: str, details: dict[str, Any]) -> None:
         count = _COUNTS.get(event) if task else None
         if count is not None:
             tally = self._tallies.get(task) or self.of(task)
             with self._lock:
                 count(tally, details)
+                if event is Event.MISS:
+                    self._note_miss(task, details)
         elif event in _OF_THE_PROCESS:
             self._count_for_all(event, task, details)
         if self._wants_first:
             self._wants_first = not self.first()
+
+    def _note_miss(self, task: str, details: dict[str, Any]) -> None:
+        """Under the lock."""
+        key = details.get("key")
+        if key and self.notes_keys and len(self._missed) < MISSED:
+            self._missed.append((task, key))
+        if details.get("outdated"):
+            _count_pattern(self._outdated, details["outdated"])
 
     def _count_for_all(self, event: Event, task: str, details: dict[str, Any]) -> None:
         if event is Event.INVALIDATED:
@@ -180,10 +213,7 @@ class Counters:
         with self._lock:
             for name in names:
                 self.process.invalidated += 1
-                pattern = pattern_of(name)
-                if pattern not in self._patterns and len(self._patterns) >= PATTERNS:
-                    pattern = OTHERS
-                self._patterns[pattern] = self._patterns.get(pattern, 0) + 1
+                _count_pattern(self._patterns, name)
         for owner in filter(None, (task or task_of(name) for name in names)):
             tally = self.of(owner)
             with self._lock:
@@ -200,6 +230,19 @@ def pattern_of(name: str) -> str:
         return name
     head, colon, _ = name.partition(":")
     return f"{head}:*" if colon else name
+
+
+def _count_pattern(patterns: dict[str, int], name: str) -> None:
+    pattern = pattern_of(name)
+    if pattern not in patterns and len(patterns) >= PATTERNS:
+        pattern = OTHERS
+    patterns[pattern] = patterns.get(pattern, 0) + 1
+
+
+def _miss(tally: Tally, details: dict[str, Any]) -> None:
+    tally.misses += 1
+    if details.get("outdated"):
+        tally.outdated += 1
 
 
 def _hit(tally: Tally, details: dict[str, Any]) -> None:
@@ -244,7 +287,7 @@ def _one(name: str, by: int = 1) -> Callable[[Tally, dict[str, Any]], None]:
 
 _COUNTS: Final[dict[Event, Callable[[Tally, dict[str, Any]], None]]] = {
     Event.HIT: _hit,
-    Event.MISS: _one("misses"),
+    Event.MISS: _miss,
     Event.COALESCED: _coalesced,
     Event.NOT_COALESCED: _one("coalesced", -1),
     Event.UNPUBLISHED: _one("publish_hits"),

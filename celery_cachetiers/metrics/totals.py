@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from celery_cachetiers.metrics.tally import Counters, ProcessTally, Tally
@@ -19,11 +19,13 @@ class Totals:
         tasks: By name.
         process: What belongs to no task, added up over processes.
         invalidated: Invalidations by pattern of the tag, the most frequent first.
+        outdated: Misses that an invalidation has made, the same way.
     """
 
     tasks: Mapping[str, Tally]
     process: ProcessTally
     invalidated: Mapping[str, int]
+    outdated: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> Tally:
@@ -39,6 +41,7 @@ class Totals:
             "ratio": total.hit_ratio,
             "process": {each.name: getattr(self.process, each.name) for each in fields(ProcessTally)},
             "invalidated": dict(self.invalidated),
+            "outdated": dict(self.outdated),
         }
 
 
@@ -46,13 +49,14 @@ def totals_of(sums: Sums) -> Totals:
     """The tallies behind sums that were read; counters that this version does not know are left out."""
     tasks = {name: _tally(numbers) for name, numbers in sums.tasks.items()}
     process = ProcessTally(**_known(ProcessTally, sums.process))
-    return Totals(tasks, process, _by_frequency(sums.invalidated))
+    return Totals(tasks, process, _by_frequency(sums.invalidated), _by_frequency(sums.outdated))
 
 
 def totals_here(counters: Counters, task: str | None = None) -> Totals:
     """What this process alone has counted."""
     tasks = {name: tally for name, tally in counters.snapshot().items() if task in (None, name) and tally != Tally()}
-    return Totals(tasks, replace(counters.process), _by_frequency(counters.invalidated()))
+    patterns = _by_frequency(counters.invalidated()), _by_frequency(counters.outdated())
+    return Totals(tasks, replace(counters.process), *patterns)
 
 
 def added_up(totals: Iterable[Totals]) -> Totals:

@@ -8,6 +8,7 @@ from celery_cachetiers.testing.clock import FakeClock
 from celery_cachetiers.testing.faults import FaultyStore, Gate
 from celery_cachetiers.testing.listener import RecordingListener
 from celery_cachetiers.testing.memory_journal import MemoryJournal
+from celery_cachetiers.testing.memory_reports import MemoryReports
 from celery_cachetiers.testing.memory_stats import MemoryStats
 from celery_cachetiers.testing.memory_store import MemoryBackplane, MemoryStore
 from celery_cachetiers.testing.process import InMemoryProcess, ManualKeeper
@@ -20,6 +21,7 @@ __all__ = [
     "ManualKeeper",
     "MemoryBackplane",
     "MemoryJournal",
+    "MemoryReports",
     "MemoryStats",
     "MemoryStore",
     "RecordingListener",

@@ -31,6 +31,8 @@ class MemoryStats:
         self._process: dict[str, int | float] = {}
         self._invalidated: dict[str, int | float] = {}
         self._hot: dict[HotKey, float] = {}
+        self._outdated: dict[str, int | float] = {}
+        self._seen: set[str] = set()
 
     def add(self, merge: Merge) -> bool:
         with self._lock:
@@ -44,8 +46,12 @@ class MemoryStats:
                     _add(self._tasks.setdefault(task, {}), numbers)
                 _add(self._process, merge.process)
                 _add(self._invalidated, merge.invalidated)
-                for key, calls in merge.hot.items():
-                    self._hot[key] = self._hot.get(key, 0.0) + calls
+                for hot, calls in merge.hot.items():
+                    self._hot[hot] = self._hot.get(hot, 0.0) + calls
+                _add(self._outdated, merge.outdated)
+                for task, key in merge.missed:
+                    _add(self._tasks[task], {"repeated_misses" if key in self._seen else "first_misses": 1})
+                    self._seen.add(key)
             if self.deaf:
                 raise TierUnavailable("the answer is lost")
             return new
@@ -55,7 +61,7 @@ class MemoryStats:
             if self.away:
                 raise TierUnavailable("away")
             tasks = {name: dict(numbers) for name, numbers in self._tasks.items() if task in (None, name)}
-            return Sums(tasks, dict(self._process), dict(self._invalidated))
+            return Sums(tasks, dict(self._process), dict(self._invalidated), dict(self._outdated))
 
     def hot(self, count: int) -> dict[HotKey, float]:
         with self._lock:

@@ -344,6 +344,7 @@ class MemoryStore:
         return Held(lease.token, left, stale)
 
     def _take(self, request: LeaseRequest, stale: RawEntry | None) -> Leading:
+        outdated = self._outdated(request)
         stamp = self._stamp(request)
         lease = MemoryLease(request.hand_to or request.token, stamp, bool(request.hand_to))
         left = self.shared.left.get(request.digest)
@@ -353,7 +354,23 @@ class MemoryStore:
         if request.guess is not None and self.shared.log.get(LOG) is None:
             self.shared.log.set(LOG, MemoryLog(os.urandom(NONCE_BYTES)), request.keep_for)
         self._keep_versions(request)
-        return Leading(stamp, stale, self._log_stands(request))
+        return Leading(stamp, stale, self._log_stands(request), outdated)
+
+    def _outdated(self, request: LeaseRequest) -> str:
+        """The first tag whose invalidation has ended the entry that is there, or ""."""
+        data = self.shared.entries.get(request.digest)
+        if data is None or request.now is None:
+            return ""
+        try:
+            raw = unpack(data)
+            names = tag_names(raw.header)
+        except UnusableEntry:
+            return ""
+        if raw.header.times.expires_at <= request.now or result_tags(raw.header.tag_block, request.tags) is None:
+            return ""
+        there = zip(names, range(0, len(raw.stamp), NONCE_BYTES), strict=True)
+        ended = (name for name, at in there if self.shared.versions.get(name) != raw.stamp[at : at + NONCE_BYTES])
+        return next(ended, "")
 
     def _log_stands(self, request: LeaseRequest) -> LogPosition | None:
         log = self.shared.log.get(LOG)

@@ -138,8 +138,9 @@ class RedisStore:
             case 1:
                 return self._found(answer[1], request)
             case 2:
-                since = LogPosition(answer[3], int(answer[4])) if guess is not None else None
-                return Leading(answer[1], self._stale(answer[2]), since)
+                since = LogPosition(answer[4], int(answer[5])) if guess is not None else None
+                outdated = (*request.tags, *(guess or ()))[answer[3] - 1] if answer[3] else ""
+                return Leading(answer[1], self._stale(answer[2]), since, outdated)
             case 4:
                 return Free()
             case 5:

@@ -1,9 +1,14 @@
-"""The sums of all processes' counters in Redis: one hash for each task, and what is kept beside them."""
+"""The sums of all processes' counters in Redis: one hash for each task, and what is kept beside them.
+
+Whether a key that has missed is a new one is told by a Bloom filter of two bits a key, which holds those of the last
+one to two days: new ones are taken for old ones now and then, by 3 % at its fullest.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from hashlib import blake2b
 from typing import Any, Final
 
 from celery_cachetiers.client import Argument, Command, RedisClient, Script
@@ -24,7 +29,14 @@ COOLED: Final = 10 * HALF
 HOTTEST: Final = 200
 """Keys that are kept as the hottest."""
 
-_TASKS, _PROCESS, _TAGS, _HOT = "@tasks", "@process", "@tags", "@hot"
+SEEN_BITS: Final = 2**22
+"""Bits of a filter: half a megabyte, and there are two."""
+SEEN_KEYS: Final = 400_000
+"""New keys that a filter takes before the next one begins, a day old or not."""
+SEEN_FOR: Final = 86400.0
+
+_TASKS, _PROCESS, _TAGS, _OUTDATED, _HOT = "@tasks", "@process", "@tags", "@outdated", "@hot"
+_SEEN = ("@seen", "@seen:before", "@seen:count")
 _MERGE = Script("stats_merge")
 
 
@@ -38,25 +50,28 @@ class RedisStats:
         self._client, self._layout = client, layout
 
     def add(self, merge: Merge) -> bool:
-        hashes = list(_hashes(merge))
-        names = (f"@merge:{merge.source}", _TASKS, _HOT, *(name for name, _, _ in hashes))
+        hashes, missed = list(_hashes(merge)), _bits_by_task(merge.missed)
+        names = (f"@merge:{merge.source}", _TASKS, _HOT, *_SEEN, *(name for name, _, _ in hashes))
+        keys = [self._key(name) for name in names]
         args: list[Argument] = [merge.number, _ms(REMEMBERED), _ms(KEPT), FIELDS, OTHERS]
-        args += [_ms(COOLED), _ms(HALF), HOTTEST, len(merge.hot)]
+        args += [_ms(COOLED), _ms(HALF), HOTTEST, _ms(SEEN_FOR), SEEN_KEYS, len(merge.hot)]
         for (task, digest), calls in merge.hot.items():
             args += [f"{digest}:{task}", calls]
         for _, task, numbers in hashes:
             args += [task, len(numbers), *(part for name, value in numbers.items() for part in (name, repr(value)))]
-        command = _MERGE.command(list(map(self._key, names)), args)
+            bits = missed.get(task, ())
+            args += [len(bits), *bits]
+        command = _MERGE.command(keys, args)
         return bool(self._client.run(_MERGE, lambda _: command, must_try=True) == 1)
 
     def read(self, task: str | None = None) -> Sums:
-        first = [("HGETALL", self._key(_PROCESS)), ("HGETALL", self._key(_TAGS))]
+        first = [("HGETALL", self._key(name)) for name in (_PROCESS, _TAGS, _OUTDATED)]
         if task is not None:
-            process, tags, found = self._ask([*first, self._of(task)])
-            return Sums({task: _numbers(found)} if found else {}, _numbers(process), _numbers(tags))
-        process, tags, names = self._ask([*first, ("ZRANGE", self._key(_TASKS), 0, -1)])
+            *others, found = self._ask([*first, self._of(task)])
+            return Sums({task: _numbers(found)} if found else {}, *map(_numbers, others))
+        *others, names = self._ask([*first, ("ZRANGE", self._key(_TASKS), 0, -1)])
         tasks = dict(self._read_all([name.decode() for name in names]))
-        return Sums(tasks, _numbers(process), _numbers(tags))
+        return Sums(tasks, *map(_numbers, others))
 
     def hot(self, count: int) -> dict[HotKey, float]:
         key = self._key(_HOT)
@@ -96,7 +111,7 @@ def _hashes(merge: Merge) -> Iterator[tuple[str, str, Numbers]]:
     """Name of each hash in a merge, the task that it belongs to, and what is added to it."""
     for task, numbers in merge.tasks.items():
         yield escape_tag(task), task, numbers
-    for name, numbers in ((_PROCESS, merge.process), (_TAGS, merge.invalidated)):
+    for name, numbers in ((_PROCESS, merge.process), (_TAGS, merge.invalidated), (_OUTDATED, merge.outdated)):
         if numbers:
             yield name, "", numbers
 
@@ -104,6 +119,15 @@ def _hashes(merge: Merge) -> Iterator[tuple[str, str, Numbers]]:
 def _hot_key(member: bytes) -> HotKey:
     digest, _, task = member.decode().partition(":")
     return task, digest
+
+
+def _bits_by_task(missed: Sequence[tuple[str, str]]) -> dict[str, list[int]]:
+    """The two bits of the filter that each key has, one after the other."""
+    found: dict[str, list[int]] = {}
+    for task, key in missed:
+        hashed = int.from_bytes(blake2b(key.encode(), digest_size=8).digest())
+        found.setdefault(task, []).extend((hashed % SEEN_BITS, (hashed >> 32) % SEEN_BITS))
+    return found
 
 
 def _same(command: Command, run_id: str) -> Command:

@@ -14,7 +14,16 @@ from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.stats_port import HALF, Merge
 from celery_cachetiers.testing.conformance import StatsConformance, StatsUnderTest
 from celery_cachetiers.tiers.layout import Layout
-from celery_cachetiers.tiers.redis_stats import COOLED, FIELDS, HOTTEST, KEPT, REMEMBERED, RedisStats
+from celery_cachetiers.tiers.redis_stats import (
+    COOLED,
+    FIELDS,
+    HOTTEST,
+    KEPT,
+    REMEMBERED,
+    SEEN_FOR,
+    SEEN_KEYS,
+    RedisStats,
+)
 from tests.servers import RedisServer, RedisServers
 
 MISS = {"a": {"misses": 1}}
@@ -161,3 +170,57 @@ def test_a_foreign_key_in_place_of_the_hot_ones_hinders_no_counter(
 
     assert here.add(Merge("s", 1, MISS, hot={("a", "1" * 32): 1})) is True
     assert here.read().tasks == MISS
+
+
+# ---- the filter that tells new keys from old ones --------------------------------------------------------------------
+
+
+def miss(here: RedisStats, number: int, *keys: str) -> tuple[float, float]:
+    """First and repeated misses of all merges after one more."""
+    here.add(Merge("s", number, {"a": {"misses": len(keys)}}, missed=[("a", key) for key in keys]))
+    found = here.read("a").tasks["a"]
+    return found.get("first_misses", 0), found.get("repeated_misses", 0)
+
+
+def test_a_filter_is_in_use_for_a_day_and_looked_at_for_another(
+    here: RedisStats, client: redis.Redis, namespace: str
+) -> None:
+    seen, before = f"{namespace}:stats:@seen", f"{namespace}:stats:@seen:before"
+    assert miss(here, 1, "old") == (1, 0)
+    assert 2 * SEEN_FOR - 10 < client.ttl(seen) <= 2 * SEEN_FOR
+    client.expire(seen, int(SEEN_FOR) - 1)
+    assert miss(here, 2, "new", "old") == (2, 1)
+
+    assert SEEN_FOR - 10 < client.ttl(before) < SEEN_FOR
+    assert 2 * SEEN_FOR - 10 < client.ttl(seen) <= 2 * SEEN_FOR
+    client.unlink(before)
+    assert miss(here, 3, "new", "old") == (2, 3)
+
+
+def test_a_full_filter_gives_way_to_a_new_one(here: RedisStats, client: redis.Redis, namespace: str) -> None:
+    seen, count = f"{namespace}:stats:@seen", f"{namespace}:stats:@seen:count"
+    miss(here, 1, "old")
+    assert client.get(count) == b"1"
+    client.set(count, SEEN_KEYS, keepttl=True)
+    assert miss(here, 2, "new") == (2, 0)
+
+    assert client.bitcount(seen) == 2
+    assert client.bitcount(f"{seen}:before") == 2
+    assert client.get(count) == b"1"
+    assert 0 < client.ttl(count) <= 2 * SEEN_FOR
+
+
+def test_a_filter_that_is_no_filter_hinders_no_counter(here: RedisStats, client: redis.Redis, namespace: str) -> None:
+    for name in ("@seen", "@seen:before", "@seen:count"):
+        client.hset(f"{namespace}:stats:{name}", "not", "ours")
+
+    assert miss(here, 1, "key") == (1, 0)
+    assert here.read("a").tasks["a"]["misses"] == 1
+
+
+def test_of_many_new_keys_nearly_all_are_found_to_be_new(here: RedisStats) -> None:
+    for number in range(20):
+        first, repeated = miss(here, number, *(f"{number}:{each}" for each in range(1000)))
+
+    assert first + repeated == 20_000
+    assert repeated < 20

@@ -162,7 +162,7 @@ def test_without_a_sink_nothing_is_sent(deploy: Deploy, monkeypatch: pytest.Monk
 
     for name in [name for name, task in deployment.app.tasks.items() if getattr(type(task), "write", None)]:
         del deployment.app.tasks[name]
-    assert entries(deployment.tiers) == {}
+    assert FLUSH not in entries(deployment.tiers)
 
 
 def test_an_app_without_the_extension_is_left_alone() -> None:
@@ -198,7 +198,9 @@ LOOK = """
     import django; django.setup()
     from django_celery_beat.models import PeriodicTask
     task = PeriodicTask.objects.get(name="celery_cachetiers.flush")
+    report = PeriodicTask.objects.get(name="celery_cachetiers.report")
     print(task.enabled, task.interval.every, task.expire_seconds, task.queue)
+    print(report.enabled, report.interval.every, report.expire_seconds, report.queue)
 """
 
 
@@ -223,15 +225,15 @@ def test_the_scheduler_of_django_celery_beat_has_it_in_its_database_and_may_turn
     with _django_beat(deployment, scheduler, setup) as beat:
         wait_for(beat, SENT, 2)
         assert "Traceback" not in beat.log_text()
-    assert django("-c", textwrap.dedent(LOOK)) == "True 1 1 None"
+    assert django("-c", textwrap.dedent(LOOK)) == "True 1 1 None\nTrue 60 60 None"
     assert sent(deployment)[0]["headers"]["expires"]
 
-    off = textwrap.dedent(LOOK).replace("print(", "PeriodicTask.objects.update(enabled=False); print(")
+    off = textwrap.dedent(LOOK).replace("print(task", "PeriodicTask.objects.update(enabled=False); print(task")
     django("-c", off)
     with _django_beat(deployment, scheduler, setup) as beat:
         wait_for(beat, "beat: Waking up", 2)
         assert SENT not in beat.log_text()
-    assert django("-c", textwrap.dedent(LOOK)) == "False 1 1 None"
+    assert django("-c", textwrap.dedent(LOOK)) == "False 1 1 None\nFalse 60 60 None"
 
 
 class _django_beat(_beat):

@@ -145,6 +145,7 @@ def extension() -> None:
     tiers = CacheTiers(app)
     assert_type(tiers, CacheTiers)
     assert_type(tiers.stats(), dict[str, Any])
+    assert_type([made.ratio for made in tiers.history(since=0.0)], list[float | None])
     assert_type(tiers.stats("proj.profile"), dict[str, Any])
     tiers.invalidate_tag("user:1")
     tiers.invalidate_tags(("user:1",))

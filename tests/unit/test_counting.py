@@ -145,6 +145,18 @@ def test_what_is_peeked_at_in_l1_counts_when_it_is_used(here: InMemoryProcess) -
     assert here.cache.peek(here.call("b")) is None
 
 
+def test_a_miss_that_an_invalidation_has_made_counts_as_outdated_by_its_tag(here: InMemoryProcess) -> None:
+    one, other = here.call("a", tags=["group:1"]), here.call("b", tags=["group:1"])
+    here.get(one, Body())
+    here.cache.invalidate(["group:1"])
+    here.get(one, Body())
+    here.get(other, Body())
+
+    assert (here.tally.misses, here.tally.outdated) == (3, 1)
+    assert here.counters.outdated() == {"group:*": 1}
+    assert here.counters.take_missed() == [("task", each.digest) for each in (one, one, other)]
+
+
 # -- evictions --------------------------------------------------------------------------------------------------------
 
 

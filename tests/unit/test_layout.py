@@ -57,7 +57,7 @@ LAYERS = {
         ),
     ),
     "ports": Layer(
-        modules=("ports", "local_port", "journal_port", "stats_port"),
+        modules=("ports", "local_port", "journal_port", "stats_port", "report_port"),
         below=("words",),
     ),
     "engine": Layer(
@@ -97,7 +97,7 @@ LAYERS = {
         modules=(
             *("", "app", "binding", "settings", "declaration", "memoized", "task", "task_cache"),
             *("result", "publishing", "tasks", "failures", "seat", "room", "answering", "loops"),
-            *("outlet", "records", "journaling", "write_behind", "dead_letter", "schedule", "counting"),
+            *("outlet", "records", "journaling", "write_behind", "dead_letter", "schedule", "counting", "reporting"),
             *("body", "commits", "invalidating", "registry"),
             *("broker_limits", "worker_requests", "waiting_room", "signals"),
             *(

@@ -9,7 +9,7 @@ import pytest
 
 from celery_cachetiers.events import Event
 from celery_cachetiers.metrics.merge import Merger
-from celery_cachetiers.metrics.tally import Counters
+from celery_cachetiers.metrics.tally import MISSED, Counters
 from celery_cachetiers.testing import InMemoryProcess, MemoryStats
 from celery_cachetiers.threads import started
 from tests.unit.bodies import Body
@@ -262,3 +262,29 @@ def test_a_body_that_runs_counts_nothing_twice(here: Process) -> None:
 
     numbers = stats.read().tasks["task"]
     assert (numbers["misses"], numbers["l1_hits"]) == (3, 1)
+
+
+def test_the_keys_of_misses_are_merged_with_them_once(here: Process) -> None:
+    for key in ("one", "two", "one"):
+        here.counters(Event.MISS, "task", {"key": key, "outdated": ""})
+    here.stats.deaf = True
+    assert here.merger.merge() is False
+    here.stats.deaf = False
+    here.merger.merge()
+    here.counters(Event.MISS, "task", {"key": "two", "outdated": "user:1"})
+    here.merger.merge()
+
+    sums = here.stats.read()
+    assert sums.tasks == {"task": {"misses": 4, "outdated": 1, "first_misses": 2, "repeated_misses": 2}}
+    assert sums.outdated == {"user:*": 1}
+
+
+def test_so_many_keys_are_kept_for_a_merge_and_none_where_nobody_takes_them(here: Process) -> None:
+    for number in range(MISSED + 5):
+        here.counters(Event.MISS, "task", {"key": str(number)})
+    here.merger.merge()
+    here.counters.notes_keys = False
+    here.counters(Event.MISS, "task", {"key": "one more"})
+
+    assert here.counters.take_missed() == []
+    assert here.stats.read().tasks == {"task": {"misses": MISSED + 5, "first_misses": MISSED}}

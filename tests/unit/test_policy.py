@@ -81,6 +81,9 @@ BAD_SETTINGS: dict[str, list[object]] = {
     "journal_url": ["", "localhost", "http://localhost", 6379, True],
     "flush_every": [0, 0.05, 86_401, True, "5", NAN, None],
     "flush_queue": TEXTS,
+    "report_every": [0, 0.5, 86_401, True, "60", NAN],
+    "report_queue": TEXTS,
+    "hit_ratio_target": [-0.1, 1.1, 90, True, "0.9", None, NAN],
 }  # fmt: skip
 
 GOOD_OPTIONS: dict[str, list[tuple[object, object]]] = {
@@ -258,12 +261,6 @@ def test_an_option_whose_feature_is_not_built_is_refused_and_not_ignored(option:
         Policy.check({option: 1}, "task t")
 
 
-@pytest.mark.parametrize("setting", sorted(Settings.NOT_BUILT))
-def test_a_setting_whose_feature_is_not_built_is_refused_and_not_ignored(setting: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"^cachetiers_{setting}=.*does not have the feature yet"):
-        Settings.resolve({setting: 1}, "app")
-
-
 # -- secrets -----------------------------------------------------------------------------------------------------------
 
 SECRET = "s3cr3t-of-mine"
@@ -281,7 +278,6 @@ WITH_SECRETS: dict[str, dict[str, object]] = {
     "in a list": {"url": [f"redis://user:{SECRET}@host/0"]},
     "in the query": {"url": f"redis://host/zero?password={SECRET}"},
     "in a misspelt setting": {"urll": f"redis://user:{SECRET}@host/0"},
-    "in a setting that is not built": {"report_every": f"redis://user:{SECRET}@host/0"},
     "of the journal": {"journal_url": f"redis://user:{SECRET}@host/zero"},
     "short key": {"signing_key": SECRET[:9]},
     "short bytes": {"signing_key": SECRET[:9].encode()},

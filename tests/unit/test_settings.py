@@ -84,15 +84,6 @@ def test_an_unknown_setting_is_refused_with_a_suggestion(name: str, meant: str) 
         settings_of(app_with(**{name: 5}))
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["report_every", "hit_ratio_target"],
-)
-def test_a_setting_that_is_not_built_yet_is_refused(name: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"cachetiers_{name}=.*does not have the feature yet"):
-        settings_of(app_with(**{f"cachetiers_{name}": 5}))
-
-
 def test_a_password_is_not_shown() -> None:
     with pytest.raises(ConfigurationError) as caught:
         settings_of(app_with(cachetiers_url="redis://user:secret@host:port/0"))

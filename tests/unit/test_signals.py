@@ -17,10 +17,11 @@ from celery import Celery
 
 from celery_cachetiers import MISSING, CachedTask, CacheTiers, signals
 from celery_cachetiers.events import Event
-from celery_cachetiers.signals import cache_hit, cache_miss, cache_stored, tag_invalidated
+from celery_cachetiers.metrics.report import Report
+from celery_cachetiers.signals import cache_hit, cache_miss, cache_stored, hit_ratio_reported, tag_invalidated
 from celery_cachetiers.testing import Gate
 
-ALL = (cache_hit, cache_miss, cache_stored, tag_invalidated)
+ALL = (cache_hit, cache_miss, cache_stored, hit_ratio_reported, tag_invalidated)
 
 
 @pytest.fixture(autouse=True)
@@ -264,6 +265,7 @@ def test_what_a_receiver_raises_is_logged_and_never_reaches_the_caller(
         assert task(3) == 9
         assert task.delay(3).get(timeout=1) == 9
         CacheTiers(app).invalidate_tag("user:1")
+        CacheTiers(app).events.emit(Event.REPORTED, report=Report(0.0, None, 0.9, {}))
 
     assert len(heard) >= 1
     assert "broken receiver" in caplog.text

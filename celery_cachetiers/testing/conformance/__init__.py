@@ -6,6 +6,7 @@ The suites are plain classes without pytest in them; pytest collects the subclas
 from celery_cachetiers.testing.conformance.codec import CodecConformance
 from celery_cachetiers.testing.conformance.journal import JournalConformance, JournalUnderTest
 from celery_cachetiers.testing.conformance.local_tier import LocalTierConformance, LocalTierUnderTest
+from celery_cachetiers.testing.conformance.reports import ReportsConformance, ReportsUnderTest
 from celery_cachetiers.testing.conformance.stats import StatsConformance, StatsUnderTest
 from celery_cachetiers.testing.conformance.store import StoreConformance, StoreUnderTest
 
@@ -15,6 +16,8 @@ __all__ = [
     "JournalUnderTest",
     "LocalTierConformance",
     "LocalTierUnderTest",
+    "ReportsConformance",
+    "ReportsUnderTest",
     "StatsConformance",
     "StatsUnderTest",
     "StoreConformance",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Barrier, Thread
 
-from celery_cachetiers.stats_port import Merge, StatsStore
+from celery_cachetiers.stats_port import Merge, Numbers, StatsStore
 
 
 @dataclass
@@ -52,6 +52,25 @@ class StatsConformance:
 
         sums = stats.theirs.read()
         assert (sums.tasks, sums.process, sums.invalidated) == ({"a": {"misses": 3}}, {"gaps": 1}, {"user:*": 3})
+
+    def test_misses_of_a_key_that_has_missed_before_are_told_apart(self, stats: StatsUnderTest) -> None:
+        one, two, three = (os.urandom(16).hex() for _ in range(3))
+        merge = Merge(stats.source, 1, {"a": {"misses": 3}}, missed=[("a", one), ("a", two), ("a", one)])
+        assert [stats.ours.add(merge), stats.ours.add(merge)] == [True, False]
+        changes: dict[str, Numbers] = {"a": {"misses": 1}, "b": {"misses": 1}}
+        stats.theirs.add(Merge("other", 1, changes, missed=[("b", three), ("a", two)]))
+
+        assert stats.tasks() == {
+            "a": {"misses": 4, "first_misses": 2, "repeated_misses": 2},
+            "b": {"misses": 1, "first_misses": 1},
+        }
+
+    def test_misses_that_invalidations_have_made_are_added_up_by_tag(self, stats: StatsUnderTest) -> None:
+        stats.ours.add(Merge(stats.source, 1, outdated={"user:*": 2}))
+        stats.theirs.add(Merge("other", 1, outdated={"user:*": 1, "top10": 1}))
+
+        assert stats.ours.read().outdated == {"user:*": 3, "top10": 1}
+        assert stats.ours.read("a").outdated == {"user:*": 3, "top10": 1}
 
     def test_two_processes_may_use_the_same_number(self, stats: StatsUnderTest) -> None:
         stats.ours.add(Merge(stats.source, 7, {"a": {"misses": 1}}))

@@ -952,6 +952,61 @@ class StoreConformance:
             assert isinstance(held, Held)
             assert payload_of(held.stale) == b'"value"'
 
+    def test_the_lease_tells_which_invalidation_has_ended_the_entry_that_is_there(self, store: StoreUnderTest) -> None:
+        key, sibling, unknown = digest(), digest(), digest()
+        tags = (*TAGS[:2], f"first:{key}", f"second:{key}")
+        for name in (key, sibling):
+            store.store(name, tags=tags)
+        store.theirs.invalidate([tags[3]])
+
+        def ended_by(name: str, **changes: object) -> str:
+            answer = store.ours.lease(store.request(name, tags, **changes))
+            assert isinstance(answer, Leading)
+            return answer.outdated
+
+        assert ended_by(key) == tags[3]
+        assert ended_by(sibling) == tags[3]  # whose tag has a new version by now
+        assert ended_by(unknown) == ""
+        store.theirs.invalidate(tags[2:])
+        assert ended_by(key) == tags[2]
+        assert ended_by(sibling, now=None) == ""
+
+    def test_an_entry_that_is_stale_or_was_removed_was_not_ended_by_an_invalidation(
+        self, store: StoreUnderTest
+    ) -> None:
+        stale, removed = digest(), digest()
+        store.store(stale, fresh_for=0.0)
+        store.store(removed)
+        store.ours.fence(removed)
+
+        for request in (store.request(stale), store.request(removed)):
+            answer = store.ours.lease(request)
+            assert isinstance(answer, Leading)
+            assert answer.outdated == ""
+
+    def test_who_claims_a_lease_that_was_handed_over_learns_it_too(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.store(key)
+        store.ours.invalidate([TAGS[2]])
+        store.lead(key, hand_to="task")
+
+        answer = store.theirs.lease(store.request(key, token="task:1", claim="task"))
+        assert isinstance(answer, Leading)
+        assert answer.outdated == TAGS[2]
+
+    def test_the_lease_tells_of_tags_of_the_result_too(self, store: StoreUnderTest) -> None:
+        key, name = digest(), f"result:{digest()}"
+        store.store_with(key, (name,))
+        store.ours.invalidate([name])
+
+        answer = store.theirs.lease(store.request(key, guess=(name,)))
+        assert isinstance(answer, Leading)
+        assert answer.outdated == name
+        store.ours.invalidate([TAGS[2]])
+        answer = store.theirs.lease(store.request(key, guess=()))
+        assert isinstance(answer, Leading)
+        assert answer.outdated == TAGS[2]
+
     def test_an_entry_with_result_tags_is_confirmed_until_one_of_them_is_invalidated(
         self, store: StoreUnderTest
     ) -> None:
