@@ -56,7 +56,7 @@ LAYERS = {
         ),
     ),
     "ports": Layer(
-        modules=("ports", "local_port", "journal_port", "stats_port"),
+        modules=("ports", "local_port", "journal_port", "stats_port", "inspected"),
         below=("words",),
     ),
     "engine": Layer(
