@@ -226,10 +226,13 @@ class Journal(Protocol):
 
 
 class Outlet(Protocol):
-    """The way of one task's values to its sink; never raises on a look."""
+    """The way of one task's values to its sink."""
+
+    def look(self, key: str) -> Write | None:
+        """The write of a key that waits for the sink; to look at. Raises `TierUnavailable` and `UnusableEntry`."""
 
     def begin(self, key: str) -> tuple[object, int]:
-        """Before a compute: the value under the key that waits for the sink, or `MISSING`, and a sequence.
+        """Before a compute: the value under the key that waits for the sink, or `MISSING`, and a sequence; never raises.
 
         What is written under that sequence later is older than what anybody else writes meanwhile.
         """

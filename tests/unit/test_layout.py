@@ -53,6 +53,7 @@ LAYERS = {
             "clock",
             "events",
             "writes",
+            "why",
         ),
     ),
     "ports": Layer(
@@ -62,6 +63,8 @@ LAYERS = {
     "engine": Layer(
         modules=(
             "decisions",
+            "explaining",
+            "observing",
             "flush",
             "delivery",
             "trouble",
@@ -97,7 +100,7 @@ LAYERS = {
             *("", "app", "binding", "settings", "declaration", "memoized", "task", "task_cache"),
             *("result", "publishing", "tasks", "failures", "seat", "room", "answering", "loops"),
             *("outlet", "records", "journaling", "write_behind", "dead_letter", "schedule", "counting"),
-            *("body", "commits", "invalidating", "registry"),
+            *("body", "commits", "invalidating", "registry", "asking"),
             *("broker_limits", "worker_requests", "waiting_room", "signals"),
             *(
                 "sinks",
