@@ -1,6 +1,6 @@
-"""From a task and its arguments to `Why`: the call is bound as its body would bind it, and the engine looks at the tiers.
+"""From a task and its arguments to `Why`: the call is bound as its body would bind it, and the engine looks.
 
-It says what switches a task off and why a call has no key; what the tiers have, and what follows, is the engine's matter.
+It says what switches a task off and why a call has no key; what the tiers have, and what follows, is for the engine.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _known(memoized: Memoized, values: tuple[Any, ...]) -> dict[str, Any]:
 def _no_key(memoized: Memoized, error: UncacheableArgument) -> Finding:
     reason = f"{_sentence(error)}: the call runs uncached."
     remedy = "Pass something that has a canonical form, leave the argument out with ignore=, or give the task a key=."
-    return Finding("uncacheable", error.argument, reason, remedy, tuple(filter(None, [_strict(memoized)])))
+    return Finding("uncacheable", "argument", reason, remedy, tuple(filter(None, [_strict(memoized)])))
 
 
 def _strict(memoized: Memoized) -> str:

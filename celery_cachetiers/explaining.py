@@ -13,6 +13,8 @@ from celery_cachetiers.policy import Policy
 from celery_cachetiers.why import WhyEntry, WhyL1, WhyLease, WhyOutcome, WhyTag, WhyWrite, span
 
 HITS: Final = ("hit", "stale hit")
+UNKNOWN_L1: Final = WhyL1(used=True, trusted=False)
+SILENT: Final = Server()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,7 @@ class State:
     off: str = ""
     no_key: Finding | None = None
     redis: str = "answers"
-    l1: WhyL1 = WhyL1(True, True)
+    l1: WhyL1 = UNKNOWN_L1
     tags: tuple[WhyTag, ...] = ()
     entry: WhyEntry | None = None
     lease: WhyLease | None = None
@@ -41,7 +43,7 @@ class State:
     write: WhyWrite | None = None
     flying: bool = False
     due: bool = False
-    server: Server = Server()
+    server: Server = SILENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,11 +232,11 @@ def _outdated(state: State, entry: WhyEntry) -> Finding | None:
     if first.kind == "task":
         return Finding("miss", "cleared", f"clear(task={first.name!r}) has emptied the task since it was computed.")
     names = [tag.name for tag in bad]
-    where = "result" if first.kind == "result" else "arguments"
+    where = "its result" if first.kind == "result" else "the arguments"
     if any(tag.state == "invalidated since" for tag in bad) or state.server.evicted == 0:
-        what = f"{_tag_list(names)} was invalidated after its compute began (tags from its {where})."
-        return Finding("miss", "invalidated", what.replace("its arguments", "the call's arguments"))
-    reason = f"{_tag_list(names)} has no version any more: it was invalidated, or Redis has evicted it."
+        which = _capital(_tag_list(names))
+        return Finding("miss", "invalidated", f"{which}, from {where}, was invalidated after its compute began.")
+    reason = f"{_capital(_tag_list(names))} has no version any more: it was invalidated, or Redis has evicted it."
     return Finding("miss", "no version", reason, "If Redis evicts, give it more memory: evicted tags cost hits.")
 
 
@@ -260,6 +262,10 @@ def _expired(entry: WhyEntry) -> Finding | None:
 
 def _tag_list(names: list[str]) -> str:
     return ("the tag " if len(names) == 1 else "one of the tags ") + ", ".join(map(repr, names))
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 # -- who computes -----------------------------------------------------------------------------------------------------

@@ -232,7 +232,7 @@ class Outlet(Protocol):
         """The write of a key that waits for the sink; to look at. Raises `TierUnavailable` and `UnusableEntry`."""
 
     def begin(self, key: str) -> tuple[object, int]:
-        """Before a compute: the value under the key that waits for the sink, or `MISSING`, and a sequence; never raises.
+        """Before a compute: the value under the key that waits for the sink, or `MISSING`, and a sequence.
 
-        What is written under that sequence later is older than what anybody else writes meanwhile.
+        What is written under that sequence later is older than what anybody else writes meanwhile. Never raises.
         """

@@ -64,7 +64,7 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """An entry in L2: its bytes taken apart as far as that goes, and the versions of all tags that it and its call name."""
+    """An entry in L2, taken apart as far as that goes, with the versions of all tags that it and its call name."""
 
     inspected: Inspected
     raw: RawEntry | None = None

@@ -166,8 +166,8 @@ class TaskCache:
     def why(self, *args: Any, **kwargs: Any) -> Why:
         """Why this call would be a hit or a miss now: ``print`` it, or see `Why`.
 
-        It only looks: nothing is computed, counted, kept, prolonged or waited for. Where Redis cannot be reached, or the
-        call has no key, it says so.
+        It only looks: nothing is computed, counted, kept, prolonged or waited for. Where Redis cannot be reached, or
+        the call has no key, it says so.
 
         Costs: 1 round trip; 1 more if the entry has tags that the call does not give, 1 more for a task with a sink.
         """

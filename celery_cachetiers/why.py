@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+_ABSENT: Final = {"none": "the app has none", "left alone": "left alone after a failure"}
 LONGEST: Final = 160
 """Characters of a value in a printed line."""
 
@@ -207,7 +208,7 @@ class Why:
         made_of: What the key is made of, besides task and version: arguments by name, or ``key`` alone with ``key=``.
         tags: The namespace and the task first.
         l1: Of this process.
-        redis: ``answers``, ``none`` for an app without one, ``left alone`` after a failure, else why it cannot be asked.
+        redis: ``answers``, ``none`` for an app without one, ``left alone`` after a failure, or why it cannot be asked.
         entry: In Redis; ``None`` for none.
         lease: ``None`` if nobody computes.
         outcome: ``None`` if the last compute was stored, or is long ago.
@@ -252,14 +253,15 @@ class Why:
         if self.redis == "answers":
             lines.append(("Redis", str(self.entry or "no entry")))
         elif self.key is not None:
-            lines.append(("Redis", self.redis if self.redis != "none" else "the app has none"))
+            lines.append(("Redis", _ABSENT.get(self.redis, f"cannot be asked: {self.redis}")))
         others = (("lease", self.lease), ("outcome", self.outcome), ("journal", self.write))
         return [*lines, *((name, str(part)) for name, part in others if part is not None)]
 
     def headline(self) -> str:
         """The call and its verdict."""
         mode = f" with cache_mode={self.mode!r}" if self.mode != "use" else ""
-        return f"{self.task}({_call(self.arguments)}){mode}: {self.verdict} ({self.cause})"
+        cause = f" ({self.cause})" if self.cause != self.verdict else ""
+        return f"{self.task}({_call(self.arguments)}){mode}: {self.verdict}{cause}"
 
     def sentences(self) -> list[str]:
         """Reason, remedy and notes."""
