@@ -179,9 +179,10 @@ class TaskCache:
         Raises:
             ConfigurationError: There is no such mode.
         """
-        return self._ask(args, kwargs or {}, mode).why
+        return self.ask(args, kwargs or {}, mode=mode).why
 
-    def _ask(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], mode: str = "use") -> Asked:
+    def ask(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, mode: str = "use") -> Asked:
+        """The same, with the value that the call would be answered with; for the command line."""
         return ask(self._memoized, *self._dump(tuple(args), dict(kwargs)), checked_mode(mode))
 
     def info(self) -> Tally:

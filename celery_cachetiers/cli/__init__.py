@@ -8,8 +8,10 @@ from __future__ import annotations
 import click
 from celery.bin.base import handle_preload_options
 
+from celery_cachetiers.cli.asking import get, why
 from celery_cachetiers.cli.dead_letters import dead_letter
 from celery_cachetiers.cli.flushing import flush
+from celery_cachetiers.cli.tagging import tags
 
 __all__ = ["cachetiers"]
 
@@ -26,3 +28,5 @@ def cachetiers(ctx: click.Context, **_: object) -> None:
 
 cachetiers.add_command(flush)
 cachetiers.add_command(dead_letter)
+for _command in (why, get, tags):
+    cachetiers.add_command(_command)
