@@ -44,6 +44,9 @@ def profile(app: Celery, count: Count) -> Any:
         count(user_id)
         return {"user": user_id, "kind": kind}
 
+    @app.task(base=CachedTask, name="proj.accounting.invoices.monthly.charge")
+    def charge() -> None: ...
+
     return profile
 
 
@@ -92,6 +95,7 @@ def test_why_with_redis_away_says_so_and_is_no_failure(profile: Any, run: Run, r
     ("arguments", "complaint"),
     [
         (["profile"], "did you mean proj.profile?"),
+        (["charge"], "did you mean proj.accounting.invoices.monthly.charge?"),
         (["proj.profil"], "did you mean proj.profile?"),
         (["nothing.like.it"], "there is no task 'nothing.like.it'\n"),
         (["celery.backend_cleanup"], "is not a cached task"),
@@ -180,6 +184,14 @@ def test_get_of_nothing_ends_with_1_and_computes_nothing(profile: Any, count: Co
     assert programs.exit_code == 1
     assert json.loads(programs.stdout) == {"found": False, "value": None, "verdict": "miss", "cause": "no entry"}
     assert len(count) == 0
+
+
+def test_get_prints_nothing_that_was_invalidated(profile: Any, app: Celery, run: Run) -> None:
+    profile(1)
+    CacheTiers(app).invalidate_tag("user:1")
+    done = run("get", "proj.profile", "--args", "[1]")
+
+    assert (done.exit_code, done.stdout) == (1, "")
 
 
 def test_get_tells_none_from_nothing(app: Celery, run: Run) -> None:

@@ -178,6 +178,15 @@ def test_stale(here: Celery, there: Celery) -> None:
     assert "grace=600" in why.reason
 
 
+def test_past_refresh_ahead(here: Celery, there: Celery) -> None:
+    with aged(there, 40.0):
+        squarer(there, refresh_ahead=0.5)(3)
+    why = squarer(here, refresh_ahead=0.5).cache.why(3)
+
+    assert verdict(why) == ("hit", "fresh in L2")
+    assert "refresh_ahead=0.5" in why.notes[0]
+
+
 def test_expired_and_not_yet_removed(here: Celery, there: Celery) -> None:
     with aged(there, 100.0):
         squarer(there)(3)
@@ -697,6 +706,21 @@ def test_redis_away_and_l1_still_trusted(here: Celery, redis_proxy: RedisProxy) 
     assert why.l1 is not None
     assert (why.l1.trusted, why.l1.same) == (True, None)
     assert verdict(strict.cache.why(3)) == ("uncached", "Redis away")
+
+
+def test_a_user_with_fewer_rights_learns_less_and_nothing_wrong(namespace: str, redis_factory: RedisServers) -> None:
+    server = redis_factory()
+    with server.client() as client:
+        client.execute_command(
+            "ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-info", "-getrange"
+        )  # fmt: skip
+    with closing(cached_app(namespace, f"redis://app:secret@127.0.0.1:{server.port}/0")) as app:
+        square = squarer(app, l1=False)
+        square.cache.put((3,), 9)
+        why, none = square.cache.why(3), square.cache.why(4)
+
+    assert verdict(why) == ("hit", "fresh in L2")
+    assert "evicted" in none.reason
 
 
 def test_redis_is_left_alone_after_a_failure(here: Celery, redis_proxy: RedisProxy) -> None:
