@@ -800,6 +800,21 @@ def test_to_ask_leaves_no_trace(here: Celery, there: Celery, client: redis.Redis
         assert len(count) == 1
 
 
+def test_to_ask_for_what_waits_for_a_sink_leaves_the_journal_as_it_is(
+    here: Celery, client: redis.Redis, namespace: str, own_sinks: None
+) -> None:
+    sink("squares")(lambda writes: None)
+    square = squarer(here, sink="squares", write="behind")
+    square.cache.put((3,), 9)
+    square.cache.delete(4)
+    before = snapshot(client, namespace)
+    whys = [square.cache.why(x) for x in (3, 4, 5)]
+    after = snapshot(client, namespace)
+
+    assert [why.write is not None for why in whys] == [True, True, False]
+    assert same(before, after)
+
+
 def test_to_ask_of_a_redis_that_is_away_opens_no_breaker(here: Celery, redis_proxy: RedisProxy) -> None:
     here.conf.cachetiers_breaker_window = 60.0
     square = squarer(here)
