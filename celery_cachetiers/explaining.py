@@ -25,7 +25,7 @@ class State:
         off: Why the task caches nothing at all; "" if it does.
         no_key: Verdict, cause, reason and remedy of a call that has no key or no tags; ``None`` if it has.
         redis: As in `Why`.
-        flying: Whether this process computes the key now; asked only where there is no Redis.
+        flying: Whether this process computes the key now; asked only where Redis is not.
         due: Whether a fresh entry is past its ``refresh_ahead``.
     """
 
@@ -78,9 +78,7 @@ def explain(state: State) -> Finding:
     tiers = _tiers(state)
     if state.mode == "only":
         return tiers if tiers.verdict in HITS else _not_cached(tiers)
-    if tiers.verdict in HITS or tiers.verdict == "uncached":
-        return tiers
-    return _computing(state, tiers)
+    return tiers if tiers.verdict in HITS else _computing(state, tiers)
 
 
 def _not_cached(tiers: Finding) -> Finding:
@@ -272,7 +270,7 @@ def _capital(text: str) -> str:
 
 
 def _computing(state: State, tiers: Finding) -> Finding:
-    lease = state.lease
+    lease = state.lease if state.redis == "answers" else None  # a Redis that is left alone is not asked for it
     if lease is not None and not lease.current:
         reason = (
             f"{_who(lease)} computes it since before one of its tags was invalidated: what comes of it is not stored."

@@ -108,7 +108,7 @@ class Observer:
             lease=_lease(inspected, call.tags),
             outcome=_outcome(inspected),
             write=None if write is None else _write(call, write),
-            flying=self._store is None and self._flights.under_way(call.digest),
+            flying=redis != "answers" and self._flights.under_way(call.digest),
             due=raw is not None and refresh_is_due(raw.header.times, policy, now, 1.0),
             server=inspected.server,
         )

@@ -101,10 +101,26 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
         {"entry": WhyEntry(state="unusable", size=3, seconds_left=1.0, unusable="foreign")},
         ("miss", "foreign"),
     ),
+    "unreadable, and a tag without a version": (
+        {
+            "entry": WhyEntry(state="unusable", size=3, seconds_left=1.0, unusable="foreign"),
+            "tags": tagged("no version"),
+        },
+        ("miss", "foreign"),
+    ),
     "forged": ({"entry": replace(FRESH, unusable="forged")}, ("miss", "forged")),
     "forged and expired": ({"entry": replace(EXPIRED, unusable="forged")}, ("miss", "expired")),
     "Redis away": ({"redis": "refused"}, ("uncached", "Redis away")),
     "Redis left alone": ({"redis": "left alone", "entry": FRESH}, ("uncached", "Redis left alone")),
+    "Redis away, and a value waits for its sink": (
+        {"redis": "refused", "write": WRITE},
+        ("hit", "waits for its sink"),
+    ),
+    "Redis away, and this process computes": ({"redis": "refused", "flying": True}, ("held", "computing")),
+    "Redis left alone, and somebody computes": (
+        {"redis": "left alone", "lease": LEASE},
+        ("uncached", "Redis left alone"),
+    ),
     "no Redis": ({"redis": "none"}, ("miss", "no entry")),
     "no Redis, in L1": ({"redis": "none", "l1": replace(IN_L1, same=None)}, ("hit", "fresh in L1")),
     "no Redis, past its time": ({"redis": "none", "l1": replace(IN_L1, live=False)}, ("miss", "gone from L1")),
@@ -121,6 +137,10 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
     "handed over": ({"lease": replace(LEASE, state="handed over", token="t1")}, ("held", "handed over")),
     "doomed": ({"lease": replace(LEASE, current=False)}, ("miss", "doomed leader")),
     "not coalesced": ({"lease": LEASE, "policy": Policy(coalesce=False)}, ("miss", "not coalesced")),
+    "not coalesced, and a value waits for its sink": (
+        {"lease": LEASE, "policy": Policy(coalesce=False), "write": WRITE},
+        ("hit", "waits for its sink"),
+    ),
     "waits for its sink": ({"write": WRITE}, ("hit", "waits for its sink")),
     "waits for its sink, held": ({"write": WRITE, "lease": LEASE}, ("held", "computing")),
     "waits for its sink, doomed": (
@@ -158,6 +178,17 @@ def test_every_reason_of_an_unusable_entry_says_what_to_do() -> None:
 def test_only_raises_where_nothing_answers_and_says_so() -> None:
     assert "NotCached" in " ".join(explain(state(mode="only")).notes)
     assert "NotCached" not in " ".join(explain(state(mode="only", entry=FRESH)).notes)
+
+
+def test_a_stale_hit_says_who_refreshes_it() -> None:
+    assert explain(state(entry=STALE, lease=LEASE)).notes == ("Somebody computes it already.",)
+    for lease in (None, replace(LEASE, current=False)):
+        assert "one refresh" in explain(state(entry=STALE, lease=lease)).notes[0]
+
+
+def test_another_version_is_thought_of_where_the_task_has_one() -> None:
+    assert "'2'" in " ".join(explain(state(policy=Policy(version="2"))).notes)
+    assert explain(state()).notes == ()
 
 
 def test_what_was_evicted_and_what_never_was_are_told_apart_only_where_nothing_was_evicted() -> None:
