@@ -23,6 +23,7 @@ from celery_cachetiers.sinks import sink
 from celery_cachetiers.sqlalchemy_sink import SQLAlchemySink
 from celery_cachetiers.task import CachedTask, CachedTaskMixin
 from celery_cachetiers.tasks import clear, invalidate_key, invalidate_tag, invalidate_tags
+from celery_cachetiers.why import Why
 from celery_cachetiers.writes import Write
 
 __version__ = _version("celery-cachetiers")
@@ -47,6 +48,7 @@ __all__ = [
     "TierUnavailable",
     "UncacheableArgument",
     "UnusableEntry",
+    "Why",
     "Write",
     "__version__",
     "clear",

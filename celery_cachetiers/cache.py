@@ -20,6 +20,7 @@ from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.events import Event
 from celery_cachetiers.following import Follower, Shared, Watched
 from celery_cachetiers.leading import Inside, Leader
+from celery_cachetiers.observing import Observed, Observer
 from celery_cachetiers.parts import Parts
 from celery_cachetiers.ports import Compute, Leading, Put
 from celery_cachetiers.reading import Reader, Reading
@@ -44,6 +45,7 @@ class TieredCache:
         self._leader = Leader(parts.l1, parts.clock, parts.events, self._inside)
         self._reader = Reader(parts, self._leader, self._inside)
         self._follower = Follower(parts, self._reader, self._leader, self._inside)
+        self._observer = Observer(parts, self._follower.flights)
 
     def reset_after_fork(self) -> None:
         """Leaves everything that belongs to the parent process."""
@@ -104,6 +106,10 @@ class TieredCache:
             return None
         self._hit(call, reading)
         return reading
+
+    def observe(self, call: Call) -> Observed:
+        """What the tiers have of a call, seen without a trace; see `Observer.observe`."""
+        return self._observer.observe(call)
 
     def _hit(self, call: Call, reading: Reading) -> None:
         stale, saved = reading.stale, reading.seconds

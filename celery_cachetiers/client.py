@@ -176,6 +176,17 @@ class RedisClient:
                 raise TierUnavailable(str(answer)) from answer
         return answers
 
+    def look(self, builds: Sequence[Build]) -> list[Any]:
+        """The same for who only looks: the breaker is neither asked nor told, and the errors of all but the first
+        command are among the answers. Raises as `call`."""
+        try:
+            answers = self._send(builds)
+        except FAULTS as error:
+            raise TierUnavailable(str(error) or type(error).__name__) from error
+        if isinstance(answers[0], Exception):
+            raise TierUnavailable(str(answers[0])) from answers[0]
+        return answers
+
     def _send(self, builds: Sequence[Build]) -> list[Any]:
         try:
             connection = self._idle.pop()

@@ -78,6 +78,11 @@ class Flights:
             flight = self._flights[digest] = Flight(mark)
             return flight, True
 
+    def under_way(self, digest: str) -> bool:
+        """Whether this process leads the key now; to look at."""
+        with self._lock:
+            return digest in self._flights
+
     def land(self, digest: str, flight: Flight) -> None:
         """Ends the flight, and wakes its followers; its leader calls it however its lead has ended."""
         with self._lock:

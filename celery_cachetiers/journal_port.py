@@ -145,13 +145,13 @@ class Journal(Protocol):
         """
 
     def begin(self, sink: str, key: str) -> tuple[Record | None, int]:
-        """The dirty value of a key, whoever has claimed it, and a sequence below those of all later writes.
-
-        Its attempts are not told.
-        """
+        """What `look` says, and a sequence below those of all later writes."""
 
     def sequence(self, sink: str) -> int:
         """A sequence for a write that goes past the journal."""
+
+    def look(self, sink: str, key: str) -> Record | None:
+        """The dirty value of a key, whoever has claimed it; its attempts are not told. Changes nothing."""
 
     def stands(self, sink: str, written: Sequence[tuple[str, int]]) -> list[bool]:
         """Whether each of these writes is still the last of its key that no sink has taken.
@@ -244,7 +244,10 @@ NEWEST: Final = Place()
 
 
 class Outlet(Protocol):
-    """The way of one task's values to its sink; never raises on a look."""
+    """The way of one task's values to its sink."""
+
+    def look(self, key: str) -> Write | None:
+        """The write of a key that waits for the sink; to look at. Raises `TierUnavailable` and `UnusableEntry`."""
 
     def begin(self, key: str) -> tuple[object, Place]:
         """Before a compute: the value under the key that waits for the sink, or `MISSING`, and the compute's place.

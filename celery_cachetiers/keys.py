@@ -105,6 +105,15 @@ class KeyMaker:
         hasher.update(text.encode())
         return hasher.hexdigest()
 
+    def content(self, values: tuple[Any, ...]) -> dict[str, Any]:
+        """What the key of bound values is made of, besides the task's name and version, to be shown.
+
+        Raises:
+            UncacheableArgument: ``key`` has failed with them.
+        """
+        chosen = values if self._choose is None else self._choose(values)
+        return dict(zip(self._names, chosen, strict=True))
+
     def _without_ignored(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
         named = dict(zip(self.binder.names, values, strict=True))
         if extra := self.binder.var_keyword:

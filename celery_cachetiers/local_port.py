@@ -56,6 +56,26 @@ class Resident:
     tally: L1Count | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """An entry in L1 as it lies there, whether or not it may answer.
+
+    Attributes:
+        resident: The entry.
+        seconds_left: Until L1 lets it go; not above 0 for one that is past its time.
+        touched: Whether a tag of it, or its key, was invalidated since it came.
+    """
+
+    resident: Resident
+    seconds_left: float
+    touched: bool
+
+    @property
+    def live(self) -> bool:
+        """Whether it may answer, where L1 is trusted."""
+        return self.seconds_left > 0 and not self.touched
+
+
 class L1Count(Protocol):
     """Where L1 counts for a task; nobody else writes these."""
 
@@ -72,6 +92,9 @@ class LocalTier(Protocol):
 
     def resident(self, digest: str) -> Resident | None:
         """The entry behind a hit, for callers that validate its stamp before they copy it."""
+
+    def standing(self, digest: str) -> Standing | None:
+        """What lies under a key, for who only looks: it is not counted, nor younger or older for it."""
 
     def count(self, resident: Resident, tally: L1Count) -> None:
         """Counts a hit that was made of `resident`."""

@@ -82,6 +82,18 @@ class TaskOutlet:
         self._codec, self._clock, self._events, self._sequences = codec, clock, events, sequences
         self._journal, self._numbers, self._pump = journal, numbers, pump
 
+    def look(self, key: str) -> Write | None:
+        """What waits under a key, to look at: nothing is delivered, counted or drawn for it. Costs: 1 round trip.
+
+        Raises:
+            TierUnavailable: The journal is away.
+            UnusableEntry: What waits cannot be read here.
+        """
+        if self._journal is None:
+            return None
+        record = self._journal.journal.look(self.sink.name, key)
+        return None if record is None else unpacked(self._codec, record)[0]
+
     def begin(self, key: str) -> tuple[object, Place]:
         """What waits under a key, and the place of what is computed now.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from celery_cachetiers.entry import RawEntry, Times
+from celery_cachetiers.inspected import Inspected
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +218,9 @@ class Store(Protocol):
 
         Costs: 1 round trip, O(number of tags).
         """
+
+    def inspect(self, digest: str, tags: Sequence[str]) -> Inspected:
+        """What there is under a key, whatever its stamp; changes nothing, not even `reachable`. Costs: 1 round trip."""
 
     def reachable(self) -> bool:
         """Whether the last attempts have succeeded. Costs: nothing."""

@@ -14,7 +14,7 @@ from celery.app.task import Context
 from celery.utils import uuid
 
 from celery_cachetiers.call import Call
-from celery_cachetiers.errors import TierUnavailable
+from celery_cachetiers.errors import ConfigurationError, TierUnavailable
 from celery_cachetiers.events import Event
 from celery_cachetiers.following import Shared, Watched
 from celery_cachetiers.memoized import Memoized
@@ -23,6 +23,7 @@ from celery_cachetiers.result import CachedResult, FollowingResult
 
 logger = logging.getLogger("celery_cachetiers")
 
+MODES = ("use", "refresh", "bypass", "only")
 REVALIDATE = "revalidate"
 """The mode of a refresh message: compute if the lease was handed to this task id, else leave it to who computes."""
 
@@ -33,6 +34,13 @@ RIDES = ("chain", "chord", "eta", "countdown", "retries")
 
 Send = Callable[..., Any]
 """Publishes; takes ``task_id`` and options, returns the result of the stock ``apply_async``."""
+
+
+def checked_mode(mode: object, *more: str) -> str:
+    """A ``cache_mode``. Raises `ConfigurationError` if it is none, nor one more that is allowed."""
+    if mode not in (*MODES, *more):
+        raise ConfigurationError("cache_mode", mode, "one of " + ", ".join(map(repr, MODES)))
+    return str(mode)
 
 
 def is_plain(task: Any, options: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import string
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +23,22 @@ logger = logging.getLogger("celery_cachetiers")
 FIELD = "{}"
 
 
+@dataclass(frozen=True, slots=True)
+class TagUse:
+    """One pattern, and who has to do with it.
+
+    Attributes:
+        pattern: See `Registry.patterns`.
+        templates: As they are declared.
+        dependants, invalidators: Names of tasks, see `Registry`.
+    """
+
+    pattern: str
+    templates: tuple[str, ...]
+    dependants: tuple[str, ...]
+    invalidators: tuple[str, ...]
+
+
 class Registry:
     """The declarations of an app's tasks, as they are when it is made.
 
@@ -32,15 +49,27 @@ class Registry:
     def __init__(self, tasks: Iterable[Any]) -> None:
         self._depend: dict[str, tuple[str, ...]] = {}
         self._invalidate: dict[str, tuple[str, ...]] = {}
-        computed = []
+        self._templates: dict[str, set[str]] = {}
+        computed, computing = [], []
         for task in tasks:
             name = str(task.name)
-            self._invalidate[name] = _patterns_of(task, "invalidates")
+            self._invalidate[name] = self._patterns_of(task, "invalidates")
+            if callable(_option(task, "invalidates")):
+                computing.append(name)
             if isinstance(task, CachedTaskMixin):
-                self._depend[name] = _patterns_of(task, "tags")
+                self._depend[name] = self._patterns_of(task, "tags")
                 if callable(_option(task, "tags")) or _option(task, "tags_from") is not None:
                     computed.append(name)
-        self._computed = tuple(sorted(computed))
+        self._computed, self._computing = tuple(sorted(computed)), tuple(sorted(computing))
+
+    def _patterns_of(self, task: Any, option: str) -> tuple[str, ...]:
+        declared: Iterable[str] | Callable[..., Any] | None = _option(task, option)
+        if declared is None or callable(declared):
+            return ()
+        found = {template: pattern_of(template) for template in declared}
+        for template, pattern in found.items():
+            self._templates.setdefault(pattern, set()).add(template)
+        return tuple(found.values())
 
     def patterns(self) -> tuple[str, ...]:
         """Every pattern that a task depends on or invalidates, each once."""
@@ -61,9 +90,20 @@ class Registry:
         """Names of the tasks that declare to invalidate what meets it. Raises as `dependants`."""
         return _meeting(pattern, self._invalidate)
 
+    def uses(self) -> tuple[TagUse, ...]:
+        """Every pattern with those who depend on it and those who invalidate it."""
+        return tuple(
+            TagUse(each, tuple(sorted(self._templates[each])), self.dependants(each), self.invalidators(each))
+            for each in self.patterns()
+        )
+
     def computed(self) -> tuple[str, ...]:
         """Names of the tasks whose tags no declaration tells: a callable makes them, or their results do."""
         return self._computed
+
+    def computing_invalidators(self) -> tuple[str, ...]:
+        """Names of the tasks whose ``invalidates`` is a callable: what they invalidate no declaration tells."""
+        return self._computing
 
     def unused(self) -> Iterator[tuple[str, str]]:
         """Task and pattern, for what is invalidated and no task depends on, as far as it can be known.
@@ -162,13 +202,6 @@ def _parts(template: str) -> Iterator[str | None]:
 
 def _option(task: Any, name: str) -> Any:
     return getattr(type(task), name, None)
-
-
-def _patterns_of(task: Any, option: str) -> tuple[str, ...]:
-    declared: Iterable[str] | Callable[..., Any] | None = _option(task, option)
-    if declared is None or callable(declared):
-        return ()
-    return tuple(pattern_of(template) for template in declared)
 
 
 def _meeting(pattern: str, declared: dict[str, tuple[str, ...]]) -> tuple[str, ...]:

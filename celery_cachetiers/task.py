@@ -22,15 +22,17 @@ from celery_cachetiers.call import Call
 from celery_cachetiers.declaration import checked, options_of
 from celery_cachetiers.django import OnCommitMixin
 from celery_cachetiers.entry import MISSING
-from celery_cachetiers.errors import ConfigurationError, NotCached
+from celery_cachetiers.errors import NotCached
 from celery_cachetiers.events import Event
 from celery_cachetiers.memoized import Memoized
 from celery_cachetiers.publishing import (
     KEY_HEADER,
     LOOKED_HEADER,
     MODE_HEADER,
+    MODES,
     REVALIDATE,
     answer,
+    checked_mode,
     coalesce,
     is_plain,
     send_refresh,
@@ -40,7 +42,6 @@ from celery_cachetiers.task_cache import TaskCache
 
 logger = logging.getLogger("celery_cachetiers")
 
-MODES = ("use", "refresh", "bypass", "only")
 BENCH = Seat("", holds=False)
 """Where nobody holds the request: it blocks where it runs."""
 
@@ -178,7 +179,7 @@ class CachedTaskMixin(OnCommitMixin):
         """
         headers = dict(options.get("headers") or {})
         given = cache_mode if cache_mode is not None else headers.get(MODE_HEADER, "use")
-        mode = _checked_mode(given, *([REVALIDATE] if cache_mode is None else []))
+        mode = checked_mode(given, *([REVALIDATE] if cache_mode is None else []))
         if mode != "use" or MODE_HEADER in headers:
             headers[MODE_HEADER] = mode
         send, call, coalesces = partial(super().apply_async, args, kwargs), None, False  # type: ignore[misc]
@@ -208,7 +209,7 @@ class CachedTaskMixin(OnCommitMixin):
     def apply(self, *args: Any, cache_mode: str | None = None, **options: Any) -> Any:
         """As `celery.Task.apply`, with the same ``cache_mode`` as `apply_async`."""
         if cache_mode is not None:
-            options["headers"] = {**(options.get("headers") or {}), MODE_HEADER: _checked_mode(cache_mode)}
+            options["headers"] = {**(options.get("headers") or {}), MODE_HEADER: checked_mode(cache_mode)}
         return super().apply(*args, **options)  # type: ignore[misc]
 
     # -- both -------------------------------------------------------------------------------------------------------
@@ -304,12 +305,6 @@ def _mode_of(request: Context) -> str:
     """The mode that a message carries; one that is unknown here, as of a later version, is none."""
     mode = (request.headers or {}).get(MODE_HEADER, "use")
     return mode if mode in (*MODES, REVALIDATE) else "use"
-
-
-def _checked_mode(mode: object, *more: str) -> str:
-    if mode not in (*MODES, *more):
-        raise ConfigurationError("cache_mode", mode, "one of " + ", ".join(map(repr, MODES)))
-    return str(mode)
 
 
 def _has_looked(request: Context | None, call: Call) -> bool:

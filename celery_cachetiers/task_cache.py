@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from celery_cachetiers.asking import Asked, ask
 from celery_cachetiers.attempt import Terms
 from celery_cachetiers.call import Call
 from celery_cachetiers.entry import MISSING
@@ -16,6 +17,8 @@ from celery_cachetiers.memoized import Memoized
 from celery_cachetiers.metrics.tally import Tally
 from celery_cachetiers.outlet import BesideWrite, Keyed, TaskOutlet
 from celery_cachetiers.policy import Policy
+from celery_cachetiers.publishing import checked_mode
+from celery_cachetiers.why import Why
 
 Given = tuple[tuple[Any, ...], object] | tuple[tuple[Any, ...], object, Mapping[str, Any]]
 Dump = Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
@@ -160,6 +163,28 @@ class TaskCache:
             return self._body(args, kwargs)
         call = self._call(args, kwargs)
         return self._memoized.cache.fetch(call, partial(self._body, args, kwargs, call), Terms(refresh=True))
+
+    def why(self, *args: Any, **kwargs: Any) -> Why:
+        """Why this call would be a hit or a miss now: ``print`` it, or see `Why`.
+
+        It only looks: nothing is computed, counted, kept, prolonged or waited for. Where Redis cannot be reached, or
+        the call has no key, it says so.
+
+        Costs: 1 round trip; 1 more if the entry has tags that the call does not give, 1 more for a task with a sink.
+        """
+        return self.explain(args, kwargs)
+
+    def explain(self, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None, *, mode: str = "use") -> Why:
+        """The same as `why`, for a call with another ``cache_mode``.
+
+        Raises:
+            ConfigurationError: There is no such mode.
+        """
+        return self.ask(args, kwargs or {}, mode=mode).why
+
+    def ask(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, mode: str = "use") -> Asked:
+        """The same, with the value that the call would be answered with; for the command line."""
+        return ask(self._memoized, *self._dump(tuple(args), dict(kwargs)), checked_mode(mode))
 
     def info(self) -> Tally:
         """What this process has counted for the task since it began."""

@@ -9,11 +9,13 @@ import click
 from celery.bin.base import handle_preload_options
 
 import celery_cachetiers.control  # noqa: F401 - imported, its commands are known to `celery inspect` and `control`
+from celery_cachetiers.cli.asking import get, why
 from celery_cachetiers.cli.dead_letters import dead_letter
 from celery_cachetiers.cli.flushing import flush
 from celery_cachetiers.cli.invalidating import clear, invalidate
 from celery_cachetiers.cli.reports import report
 from celery_cachetiers.cli.stats import stats
+from celery_cachetiers.cli.tagging import tags
 from celery_cachetiers.cli.top import top
 
 __all__ = ["cachetiers"]
@@ -29,10 +31,5 @@ def cachetiers(ctx: click.Context, **_: object) -> None:
     """
 
 
-cachetiers.add_command(stats)
-cachetiers.add_command(top)
-cachetiers.add_command(invalidate)
-cachetiers.add_command(clear)
-cachetiers.add_command(flush)
-cachetiers.add_command(dead_letter)
-cachetiers.add_command(report)
+for _command in (stats, top, why, get, tags, invalidate, clear, flush, dead_letter, report):
+    cachetiers.add_command(_command)

@@ -99,6 +99,11 @@ class RedisJournal:
     def sequence(self, sink: str) -> int:
         return int(self._ask(_BEGIN, self._names(sink, "v", "s"), "")[1])  # no record is under this key
 
+    def look(self, sink: str, key: str) -> Record | None:
+        [name] = self._names(sink, "v")
+        value = self._client.call(lambda _: ("HGET", name, key))
+        return None if value is None else _record(key, value)
+
     def stands(self, sink: str, written: Sequence[tuple[str, int]]) -> list[bool]:
         names = self._names(sink, "v")
         found: list[int] = []

@@ -10,13 +10,14 @@ from typing import Final, TypeVar
 
 from celery_cachetiers.entry import RawEntry, Times
 from celery_cachetiers.errors import TierUnavailable
+from celery_cachetiers.inspected import Inspected
 from celery_cachetiers.ports import LeaseAnswer, LeaseRequest, Leave, Put, ResultTags, Store
 
 T = TypeVar("T")
 
 METHODS: Final = (
     "read", "versions", "confirms", "lease", "commit", "release", "hand_over", "renew", "put", "put_all", "fence",
-    "invalidate",
+    "invalidate", "inspect",
 )  # fmt: skip
 
 
@@ -152,6 +153,10 @@ class FaultyStore:
     def invalidate(self, tags: Sequence[str]) -> None:
         """As the store's, or a fault."""
         self._through("invalidate", lambda: self._store.invalidate(tags))
+
+    def inspect(self, digest: str, tags: Sequence[str]) -> Inspected:
+        """As the store's, or a fault."""
+        return self._through("inspect", lambda: self._store.inspect(digest, tags))
 
     def reachable(self) -> bool:
         """Whether no method is to fail."""

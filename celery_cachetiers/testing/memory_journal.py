@@ -93,8 +93,12 @@ class MemoryJournal:
 
     def begin(self, sink: str, key: str) -> tuple[Record | None, int]:
         with self.shared.lock:
+            return self.look(sink, key), self.sequence(sink)
+
+    def look(self, sink: str, key: str) -> Record | None:
+        with self.shared.lock:
             dirty = self.shared.sinks[sink].dirty.get(key)
-            return None if dirty is None else replace(dirty.record, attempts=0), self.sequence(sink)
+            return None if dirty is None else replace(dirty.record, attempts=0)
 
     def sequence(self, sink: str) -> int:
         with self.shared.lock:

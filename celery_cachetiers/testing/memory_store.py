@@ -24,6 +24,7 @@ from celery_cachetiers.entry import (
     unpack_body,
 )
 from celery_cachetiers.errors import UnusableEntry
+from celery_cachetiers.inspected import HeldLease, Inspected, Outcome, Version
 from celery_cachetiers.ports import (
     NOT_HELD,
     OUT_OF_DATE,
@@ -296,6 +297,24 @@ class MemoryStore:
                 if log is not None:
                     log.last[tag] = log.count
         _deliver(self._announcement(tags))
+
+    def inspect(self, digest: str, tags: Sequence[str]) -> Inspected:
+        """What there is under a key, whatever its stamp."""
+        shared = self.shared
+        with shared.lock:
+            lease, left = shared.leases.get(digest), shared.left.get(digest)
+            held = None
+            if lease is not None:
+                inboxes = len(shared.waiters.get(digest) or ())
+                held = HeldLease(lease.token, lease.handed, lease.stamp, shared.leases.left(digest), inboxes)
+            present = ((tag, shared.versions.get(tag), shared.versions.left(tag)) for tag in tags)
+            return Inspected(
+                entry=shared.entries.get(digest),
+                entry_seconds_left=shared.entries.left(digest),
+                lease=held,
+                versions={tag: Version(nonce, seconds) for tag, nonce, seconds in present if nonce is not None},
+                outcome=None if left is None else Outcome(left.leave.failed, left.token, shared.left.left(digest)),
+            )
 
     def reachable(self) -> bool:
         """Always."""

@@ -19,11 +19,11 @@ from decimal import Decimal
 from typing import Final
 from uuid import UUID
 
-from cachetools import LRUCache
+from cachetools import Cache, LRUCache
 
 from celery_cachetiers.clock import Clock
 from celery_cachetiers.entry import MISSING, Times
-from celery_cachetiers.local_port import Heat, L1Count, Mark, Resident
+from celery_cachetiers.local_port import Heat, L1Count, Mark, Resident, Standing
 
 SLOTS: Final = 4096
 OVERHEAD: Final = 464
@@ -132,6 +132,16 @@ class MemoryTier:
             return None
         with self._lock:
             return self._live(digest, now)
+
+    def standing(self, digest: str) -> Standing | None:
+        """What lies under a key, for who only looks."""
+        now = self._monotonic()
+        with self._lock:
+            if digest not in self._entries:
+                return None
+            resident: Resident = Cache.__getitem__(self._entries, digest)  # past LRUCache, for which that were a use
+            touched = not self._untouched(resident.slots, resident.sequence)
+        return Standing(resident, resident.expires - now, touched)
 
     def count(self, resident: Resident, tally: L1Count) -> None:
         """Counts a hit that was made of `resident`."""

@@ -26,6 +26,7 @@ from celery_cachetiers.entry import (
     unpack_body,
 )
 from celery_cachetiers.errors import TierUnavailable, UnusableEntry
+from celery_cachetiers.inspected import Inspected
 from celery_cachetiers.ports import (
     NO_ROOM,
     Found,
@@ -41,6 +42,7 @@ from celery_cachetiers.ports import (
     ResultTags,
 )
 from celery_cachetiers.templates import key_tag
+from celery_cachetiers.tiers import inspecting
 from celery_cachetiers.tiers.layout import Layout
 
 NONCE = 8
@@ -249,6 +251,9 @@ class RedisStore:
         parts = [tags[at : at + _AT_ONCE] for at in range(0, len(tags), _AT_ONCE)]
         forgetting = [forget(bucket, names) for bucket in range(self._layout.buckets) for names in parts]
         self._client.run_all(_INVALIDATE, [*forgetting, publish], must_try=True)
+
+    def inspect(self, digest: str, tags: Sequence[str]) -> Inspected:
+        return inspecting.inspect(self._client, self._layout, digest, tags)
 
     def reachable(self) -> bool:
         return self._client.breaker.closed

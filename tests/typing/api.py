@@ -26,6 +26,7 @@ from celery_cachetiers import (
     TierUnavailable,
     UncacheableArgument,
     UnusableEntry,
+    Why,
     Write,
     __version__,
     clear,
@@ -122,6 +123,14 @@ def task_cache(task: CachedTask) -> None:
     cache.invalidate(1)
     assert_type(cache.refresh(1), Any)
     assert_type(cache.info().l1_hits, int)
+    why = cache.why(1, verbose=True)
+    assert_type(why, Why)
+    assert_type(cache.explain((1,), {"verbose": True}, mode="only"), Why)
+    assert_type(why.verdict, str)
+    assert_type(why.as_dict(), dict[str, Any])
+    if why.entry is not None and why.lease is not None:
+        assert_type(why.entry.fresh_for, float | None)
+        assert_type(why.lease.task_id, str)
     assert_type(cache.info().hit_ratio, float | None)
 
 

@@ -54,15 +54,18 @@ LAYERS = {
             "events",
             "writes",
             "server_info",
+            "why",
         ),
     ),
     "ports": Layer(
-        modules=("ports", "local_port", "journal_port", "stats_port", "report_port"),
+        modules=("ports", "local_port", "journal_port", "stats_port", "report_port", "inspected"),
         below=("words",),
     ),
     "engine": Layer(
         modules=(
             "decisions",
+            "explaining",
+            "observing",
             "flush",
             "delivery",
             "trouble",
@@ -74,9 +77,6 @@ LAYERS = {
             "reading",
             "following",
             "cache",
-            "flush",
-            "delivery",
-            "trouble",
             "metrics",
             "metrics.*",
         ),
@@ -98,7 +98,7 @@ LAYERS = {
             *("", "app", "binding", "settings", "declaration", "memoized", "task", "task_cache"),
             *("result", "publishing", "tasks", "failures", "seat", "room", "answering", "loops"),
             *("outlet", "records", "journaling", "write_behind", "dead_letter", "schedule", "counting", "reporting"),
-            *("body", "commits", "invalidating", "registry"),
+            *("body", "commits", "invalidating", "registry", "asking"),
             *("broker_limits", "worker_requests", "waiting_room", "signals"),
             *(
                 "sinks",

@@ -47,11 +47,11 @@ class JournalUnderTest:
 
     def look(self, key: str) -> Record | None:
         """What waits, as our process sees it."""
-        return self.ours.begin(self.sink, key)[0]
+        return self.ours.look(self.sink, key)
 
     def look_there(self, key: str) -> Record | None:
         """The same in the other process."""
-        return self.theirs.begin(self.sink, key)[0]
+        return self.theirs.look(self.sink, key)
 
     def acknowledge(self, records: Sequence[Record], token: str = "ours") -> int:
         """Acknowledges what was claimed."""

@@ -154,6 +154,31 @@ class LocalTierConformance:
         assert len(kept) < 10_000
         assert kept[-1] == 9_999
 
+    def test_what_lies_there_is_seen_whether_or_not_it_may_answer(self, tier: LocalTierUnderTest) -> None:
+        tier.put("a", 1, ("one",), ttl=5.0)
+        standing = tier.tier.standing("a")
+        assert standing is not None
+        assert (standing.seconds_left, standing.touched, standing.live) == (5.0, False, True)
+        assert standing.resident.copy() == 1
+        tier.tier.invalidate(["one"])
+        touched = tier.tier.standing("a")
+        tier.advance(6.0)
+        past = tier.tier.standing("a")
+
+        assert touched is not None
+        assert (touched.touched, touched.live) == (True, False)
+        assert past is not None
+        assert (past.seconds_left, past.live) == (-1.0, False)
+        assert tier.tier.standing("b") is None
+
+    def test_to_look_is_no_use_of_an_entry(self, tier: LocalTierUnderTest) -> None:
+        tier.put("first", "x" * 1000)
+        for number in range(10_000):
+            tier.tier.standing("first")
+            tier.put(f"key:{number}", "x" * 1000)
+
+        assert tier.tier.standing("first") is None
+
     def test_it_is_empty_after_a_fork(self, tier: LocalTierUnderTest) -> None:
         tier.put("a", 1)
         tier.tier.reset_after_fork()

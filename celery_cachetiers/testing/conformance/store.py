@@ -1055,6 +1055,95 @@ class StoreConformance:
 
         assert store.ours.read(key, TAGS, ()) is None
 
+    # -- looking at what there is -----------------------------------------------------------------------------------
+
+    def test_where_nothing_is_nothing_is_seen(self, store: StoreUnderTest) -> None:
+        tags = (f"never used:{digest()}",)
+        seen = store.ours.inspect(digest(), tags)
+
+        assert (seen.entry, seen.lease, dict(seen.versions), seen.outcome) == (None, None, {}, None)
+        assert seen.nonces(tags) == (None,)
+
+    def test_an_entry_is_seen_as_it_lies_there_with_the_versions_of_its_tags(self, store: StoreUnderTest) -> None:
+        key = digest()
+        store.store(key, b'"hello"')
+        seen = store.theirs.inspect(key, TAGS)
+
+        assert seen.entry == _bytes_of(store.ours.read(key, TAGS))
+        assert 0 < seen.entry_seconds_left <= TTL
+        assert b"".join(nonce or b"" for nonce in seen.nonces(TAGS)) == store.ours.versions(TAGS)
+        assert all(version.seconds_left > TTL for version in seen.versions.values())
+        assert seen.lease is None
+
+    def test_an_entry_is_seen_after_its_tag_was_invalidated_too(self, store: StoreUnderTest) -> None:
+        key, tags = digest(), (*TAGS[:2], f"row:{digest()}")
+        store.store(key, tags=tags)
+        before = store.theirs.inspect(key, tags)
+        store.ours.invalidate(tags[2:])
+        after = store.theirs.inspect(key, tags)
+
+        assert after.entry == before.entry
+        assert set(after.versions) == set(tags[:2])
+
+    def test_who_computes_is_seen_with_those_who_wait(self, store: StoreUnderTest) -> None:
+        key = digest()
+        request = store.lead(key)
+        waiting = [store.theirs.inspect(key, TAGS).lease]
+        store.theirs.lease(store.request(key))
+        waiting.append(store.ours.inspect(key, TAGS).lease)
+
+        for seen, inboxes in zip(waiting, (0, 1), strict=True):
+            assert seen is not None
+            assert (seen.token, seen.handed, seen.inboxes) == (request.token, False, inboxes)
+            assert seen.stamp == store.ours.versions(TAGS)
+            assert 0 < seen.seconds_left <= LEASE_TTL
+
+    def test_for_whom_a_lease_is_kept_is_seen(self, store: StoreUnderTest) -> None:
+        key = digest()
+        request = store.lead(key)
+        store.ours.hand_over(key, request.token, "retried", 5.0)
+        seen = store.theirs.inspect(key, TAGS).lease
+
+        assert seen is not None
+        assert (seen.token, seen.handed) == ("retried", True)
+        assert seen.stamp == store.ours.versions(TAGS)
+        assert 0 < seen.seconds_left <= 5.0
+
+    def test_what_a_leader_left_is_seen_and_not_read(self, store: StoreUnderTest) -> None:
+        for failed in (True, False):
+            key = digest()
+            request = store.lead(key)
+            store.ours.release(key, request.token, Leave(store.body(b'"left"'), failed, LEASE_TTL))
+            seen = store.theirs.inspect(key, TAGS).outcome
+
+            assert seen is not None
+            assert (seen.failed, seen.token) == (failed, request.token)
+            assert 0 < seen.seconds_left <= LEASE_TTL
+            assert isinstance(store.theirs.lease(store.request(key, waits_for=request.token)), Left)
+
+    def test_looking_changes_nothing(self, store: StoreUnderTest) -> None:
+        stored, held, tags = digest(), digest(), (*TAGS[:2], f"row:{digest()}")
+        store.store(stored, tags=tags)
+        request = store.lead(held, tags)
+        first = [store.ours.inspect(key, tags) for key in (stored, held)]
+        store.advance(0.05)
+        for _ in range(3):
+            again = [store.theirs.inspect(key, tags) for key in (stored, held)]
+        unused = f"never used:{digest()}"
+        store.theirs.inspect(stored, (*tags, unused))
+
+        for before, after in zip(first, again, strict=True):
+            assert after.entry == before.entry
+            assert after.entry_seconds_left <= before.entry_seconds_left
+            assert after.nonces(tags) == before.nonces(tags)
+            for tag in tags:
+                assert after.versions[tag].seconds_left < before.versions[tag].seconds_left
+        lease = again[1].lease
+        assert lease is not None
+        assert (lease.token, lease.inboxes) == (request.token, 0)
+        assert store.ours.versions((unused,)) is None
+        assert store.commit(request) == STORED
+
     # -- life -------------------------------------------------------------------------------------------------------
 
     def test_a_closed_store_can_be_used_again(self, store: StoreUnderTest) -> None:
