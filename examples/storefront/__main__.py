@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import gc
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 from typing import NoReturn
@@ -47,20 +49,37 @@ def main() -> int:
     started = time.monotonic()
     try:
         with _interruptible(), Servers() as servers:
-            names, table, written, beat_asked = _run(console, servers, options.seconds)
+            ended = _run(console, servers, options.seconds)
     except DemoFailed as failure:
         print(failure, file=sys.stderr)
         return 1
     except Interrupted as interrupted:
         print("Interrupted; everything that was started has ended.", file=sys.stderr)
         return 128 + interrupted.signal
-    report.show(console, table, names, beat_asked)
-    report.show_written(console, written)
+    report.show(console, ended.table, ended.names, ended.beat_asked)
+    report.show_written(console, ended.written)
+    report.show_commands(console, ended.commands)
     console.print(f"{WHAT_NEXT}\nThe demo took {time.monotonic() - started:.0f} s and has left nothing behind.")
-    return 1 if names.stale or not written.right else 0
+    return 1 if ended.names.stale or not ended.written.right else 0
 
 
-def _run(console: Console, servers: Servers, seconds: float) -> tuple[Names, list[report.Line], report.Written, int]:
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What is to be told when everything has ended.
+
+    Attributes:
+        beat_asked: How often beat has asked for the list.
+        commands: What an operator could have asked from outside, and was told.
+    """
+
+    names: Names
+    table: list[report.Line]
+    written: report.Written
+    beat_asked: int
+    commands: list[tuple[str, str]]
+
+
+def _run(console: Console, servers: Servers, seconds: float) -> Ended:
     console.print(servers.start_redis())
     worker, flusher = servers.start_worker(), servers.start_flusher()  # need longer than the shop to be seeded
     console.print(f"A shop on SQLite: {shop.seed()}")
@@ -75,6 +94,8 @@ def _run(console: Console, servers: Servers, seconds: float) -> tuple[Names, lis
             _watch(console, servers, visitors, killing, seconds)
         table = report.lines(visitors)
         written = _written(book, killing)
+        CacheTiers(app).counting.end()  # the visitors' part of what is counted, for those who ask from outside
+        commands = [(shlex.join(command), servers.celery(*command)) for command in report.COMMANDS]
     except DemoFailed:
         raise
     except Exception as error:
@@ -84,7 +105,7 @@ def _run(console: Console, servers: Servers, seconds: float) -> tuple[Names, lis
         gc.collect()  # results too: before Celery 5.7 one that is collected later looks 20 s for a Redis that has gone
         app.close()
     beat.check()
-    return names, table, written, beat.log_text().count("Sending due task warm-top-users")
+    return Ended(names, table, written, beat.log_text().count("Sending due task warm-top-users"), commands)
 
 
 def _written(book: Ledger, killing: Killing) -> report.Written:

