@@ -9,6 +9,8 @@ import click
 from celery.bin.base import handle_preload_options
 
 from celery_cachetiers.cli.dead_letters import dead_letter
+from celery_cachetiers.cli.doctor import doctor
+from celery_cachetiers.cli.exporting import dashboard, exporter
 from celery_cachetiers.cli.flushing import flush
 
 __all__ = ["cachetiers"]
@@ -26,3 +28,6 @@ def cachetiers(ctx: click.Context, **_: object) -> None:
 
 cachetiers.add_command(flush)
 cachetiers.add_command(dead_letter)
+cachetiers.add_command(doctor)
+cachetiers.add_command(exporter)
+cachetiers.add_command(dashboard)

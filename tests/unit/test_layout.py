@@ -54,6 +54,7 @@ LAYERS = {
             "events",
             "writes",
             "server_info",
+            "address",
         ),
     ),
     "ports": Layer(
@@ -108,6 +109,7 @@ LAYERS = {
                 "sqlalchemy_statements",
                 "sqlalchemy_outages",
             ),
+            *("identity", "doctor", "doctor.*", "exporting", "prometheus", "opentelemetry"),
             *("cli", "cli.*", "django", "django.*"),
         ),
         below=("words", "ports", "engine", "adapters"),
