@@ -1,7 +1,7 @@
 """What monitoring is told of an app: by this process alone, without a command to Redis, or by Redis, for all processes.
 
 It decides what is asked for one reading; what a sample is called is `metrics.exported`'s matter, and how it is handed
-on that of an outlet, such as `prometheus`.
+on that of the outlets, `prometheus` and `opentelemetry`.
 """
 
 from __future__ import annotations

@@ -299,6 +299,18 @@ def test_how_long_the_broker_waits(app: Celery, seconds: int, options: Any, expe
     assert all("visibility_timeout" in each.remedy for each in on_app.redelivery(of(app), FACTS) if each.remedy)
 
 
+@pytest.mark.parametrize(("wait_limit", "level"), [(300, "ok"), (900, "error")])
+def test_rabbitmq_waits_for_half_an_hour(app: Celery, wait_limit: int, level: str) -> None:
+    app.conf.broker_url = "amqp://rabbit"
+    cached(app, wait_limit=wait_limit)
+
+    found = told(on_app.redelivery, of(app))["wait-limit"]
+
+    assert found.level == level
+    assert "30 min" in found.found
+    assert ("consumer_timeout" in found.remedy) is (level == "error")
+
+
 def test_the_time_limit_may_be_the_apps(app: Celery) -> None:
     app.conf.task_time_limit = 7200
     cached(app)
