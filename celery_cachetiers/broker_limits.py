@@ -35,12 +35,17 @@ def capacity(consumer: Any) -> tuple[int, bool]:
     return (most, True) if most > spare else (spare, False)
 
 
+def redelivery(app: Any) -> tuple[str, float]:
+    """Which kind of broker it is, and after how many seconds it delivers an unacknowledged message again."""
+    with app.connection_for_read() as connection:
+        driver: str = connection.transport.driver_type
+    name = "consumer_timeout" if driver == "amqp" else "visibility_timeout"
+    return driver, float(app.conf.broker_transport_options.get(name, TIMEOUTS.get(driver, TIMEOUTS["redis"])))
+
+
 def turnover(app: Any) -> float:
     """Seconds after which a held request goes back to the broker, lest the broker delivers it a second time."""
-    with app.connection_for_read() as connection:
-        driver = connection.transport.driver_type
-    name = "consumer_timeout" if driver == "amqp" else "visibility_timeout"
-    limit = float(app.conf.broker_transport_options.get(name, TIMEOUTS.get(driver, TIMEOUTS["redis"])))
+    driver, limit = redelivery(app)
     for task in app.tasks.values():
         if isinstance(task, CachedTaskMixin) and task.memoized.enabled:
             _check_wait_limit(task.memoized, limit / 2, TIMEOUT_NAMES.get(driver, "that time"))

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping, Set
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from celery_cachetiers.errors import TierUnavailable
@@ -43,9 +44,21 @@ class RollCall:
         self._tiers = tiers
         self.family = os.urandom(8).hex()
 
-    def ask(self, what: str, server: RedisServerInfo) -> None:
-        """Asks all processes of the namespace, and waits for none. Raises `TierUnavailable`. Costs: 1 round trip."""
-        self._publish(server, {"ask": what})
+    def merged(self, server: RedisServerInfo, patience: float = PATIENCE) -> int:
+        """Has all processes that listen merge what they have counted; returns how many have not done so in time.
+
+        Raises:
+            TierUnavailable: Redis was not reached.
+
+        Costs: 1 round trip, and 1 for each hundredth of a second until all have merged.
+        """
+        to, deadline = self._new_list(), time.monotonic() + patience
+        left = asked = self._publish(server, {"ask": MERGE, "to": to})
+        while left and time.monotonic() < deadline:
+            time.sleep(PAUSE)
+            left = asked - int(server.ask("LLEN", to))
+        server.ask("UNLINK", to)
+        return max(left, 0)
 
     def collect(self, what: str, pids: Set[int], patience: float = PATIENCE) -> dict[int, dict[str, Any]]:
         """What the family's processes with these ids have answered, in time.
@@ -58,7 +71,7 @@ class RollCall:
         server = self._tiers.server() if pids else None
         if server is None:
             return {}
-        to, deadline = self._layout.stats(f"@answers:{os.urandom(8).hex()}"), time.monotonic() + patience
+        to, deadline = self._new_list(), time.monotonic() + patience
         answers: dict[int, dict[str, Any]] = {}
         try:
             self._publish(server, {"ask": what, "of": self.family, "to": to})
@@ -73,23 +86,34 @@ class RollCall:
 
     def answer(self, question: Mapping[str, Any]) -> None:
         """Does what this process is asked to; called in the backplane's thread, and fails in silence without Redis."""
-        act = _ACTS.get(question.get("ask", ""))
-        if act is None or question.get("of", self.family) != self.family:
+        what, reply = question.get("ask"), partial(self._reply, str(question.get("to", "")))
+        if question.get("of", self.family) != self.family:
             return
-        answer, to = act(self._tiers), question.get("to")
-        server = self._tiers.server() if to is not None else None
+        if what == MERGE:
+            self._tiers.counting.merger.hurry(partial(reply, {"pid": os.getpid()}))
+        elif what == TELL:
+            reply(tell(self._tiers))
+        elif what == CLEAR:
+            reply(clear(self._tiers))
+
+    def _reply(self, to: str, answer: Mapping[str, Any]) -> None:
+        server = self._tiers.server() if to else None
         if server is None:
             return
         with suppress(TierUnavailable):  # the asker does without
-            server.ask_all([("RPUSH", str(to), json.dumps(answer)), ("PEXPIRE", str(to), KEPT)])
+            server.ask_all([("RPUSH", to, json.dumps(answer)), ("PEXPIRE", to, KEPT)])
         server.close()
+
+    def _new_list(self) -> str:
+        return self._layout.stats(f"@answers:{os.urandom(8).hex()}")
 
     @property
     def _layout(self) -> Layout:
         return Layout(self._tiers.settings.namespace)
 
-    def _publish(self, server: RedisServerInfo, question: Mapping[str, str]) -> None:
-        server.ask("PUBLISH", self._layout.announcements, json.dumps(question))
+    def _publish(self, server: RedisServerInfo, question: Mapping[str, str]) -> int:
+        """How many listen."""
+        return int(server.ask("PUBLISH", self._layout.announcements, json.dumps(question)))
 
     def __repr__(self) -> str:
         return f"<RollCall of {self.family}>"
@@ -107,11 +131,3 @@ def clear(tiers: CacheTiers) -> dict[str, Any]:
     if l1 is not None:
         l1.clear()
     return {"pid": os.getpid(), "entries": entries}
-
-
-def _merge(tiers: CacheTiers) -> dict[str, Any]:
-    tiers.counting.merger.hurry()
-    return {"pid": os.getpid()}
-
-
-_ACTS: Final[dict[str, Callable[[CacheTiers], dict[str, Any]]]] = {MERGE: _merge, TELL: tell, CLEAR: clear}

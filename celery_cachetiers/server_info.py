@@ -33,6 +33,10 @@ class ServerInfo:
         rdb_changes_since_last_save: Writes that a snapshot does not have yet.
         aof_enabled: 1 with an append-only file.
         total_commands_processed: Since the start or a reset.
+        loading: 1 while the server reads its data after a start, and answers nothing else.
+        connected_slaves: Replicas that follow it.
+        rdb_last_bgsave_status: ``ok``, or how the last snapshot has ended.
+        aof_last_write_status: The same for the append-only file.
     """
 
     run_id: str = ""
@@ -50,6 +54,10 @@ class ServerInfo:
     rdb_changes_since_last_save: int = 0
     aof_enabled: int = 0
     total_commands_processed: int = 0
+    loading: int = 0
+    connected_slaves: int = 0
+    rdb_last_bgsave_status: str = ""
+    aof_last_write_status: str = ""
 
     def as_dict(self) -> dict[str, str | int]:
         """All of it by ``INFO``'s own names."""

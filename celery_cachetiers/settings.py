@@ -24,7 +24,7 @@ def settings_of(app: Celery) -> Settings:
     """
     where = f"app {app.main!r}" if app.main else "the app"
     settings = Settings.resolve(_given(app), where)
-    return dataclasses.replace(settings, enabled=settings.enabled and not _switched_off())
+    return dataclasses.replace(settings, enabled=settings.enabled and not switched_off())
 
 
 def _given(app: Celery) -> dict[str, Any]:
@@ -44,7 +44,8 @@ def _given(app: Celery) -> dict[str, Any]:
     return found
 
 
-def _switched_off() -> bool:
+def switched_off() -> bool:
+    """Whether the environment says so. Raises `ConfigurationError`."""
     value = os.environ.get(OFF_SWITCH, "").strip().lower()
     if value not in _OFF | _ON:
         raise ConfigurationError(OFF_SWITCH, value, "0 or 1 (an environment variable)")

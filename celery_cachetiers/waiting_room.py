@@ -27,6 +27,7 @@ from celery_cachetiers.broker_limits import capacity, turnover
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.events import Event
 from celery_cachetiers.following import Shared, Watched
+from celery_cachetiers.identity import told_by
 from celery_cachetiers.loops import Clerk, Loop, nothing
 from celery_cachetiers.memoized import Memoized
 from celery_cachetiers.publishing import MODE_HEADER
@@ -122,7 +123,8 @@ class WaitingRoom(bootsteps.StartStopStep):
 
     def info(self, consumer: Any) -> dict[str, Any]:  # type: ignore[override]  # the stubs say that it returns nothing
         """For ``celery inspect stats``."""
-        return {"waiting_room": {"held": self.room.held, "capacity": self.room.capacity}}
+        room = {"held": self.room.held, "capacity": self.room.capacity}
+        return {"waiting_room": room, "cachetiers": told_by(CacheTiers(self.app))}
 
     # -- what happens -----------------------------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ from celery.bin.base import handle_preload_options
 import celery_cachetiers.control  # noqa: F401 - imported, its commands are known to `celery inspect` and `control`
 from celery_cachetiers.cli.asking import get, why
 from celery_cachetiers.cli.dead_letters import dead_letter
+from celery_cachetiers.cli.doctor import doctor
+from celery_cachetiers.cli.exporting import dashboard, exporter
 from celery_cachetiers.cli.flushing import flush
 from celery_cachetiers.cli.invalidating import clear, invalidate
 from celery_cachetiers.cli.reports import report
@@ -31,5 +33,8 @@ def cachetiers(ctx: click.Context, **_: object) -> None:
     """
 
 
-for _command in (stats, top, why, get, tags, invalidate, clear, flush, dead_letter, report):
+_COMMANDS = (
+    stats, top, why, get, tags, invalidate, clear, flush, dead_letter, report, doctor, exporter, dashboard,
+)  # fmt: skip
+for _command in _COMMANDS:
     cachetiers.add_command(_command)

@@ -36,9 +36,9 @@ def draw(made: Sequence[Report], path: Path) -> None:
     saved.set(title="Computing that was saved", ylabel="seconds in a second")
     _lines(latency, times, reports, {"mean compute": _compute, "mean wait for another's compute": _wait})
     latency.set(title="Latency", ylabel="seconds")
-    locator = AutoDateLocator(tz=zone)
+    locator = AutoDateLocator(tz=zone)  # type: ignore[no-untyped-call]  # matplotlib says nothing of it
     latency.xaxis.set_major_locator(locator)
-    latency.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=zone))
+    latency.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=zone))  # type: ignore[no-untyped-call]
     figure.savefig(path)
 
 

@@ -36,13 +36,14 @@ def stats(ctx: click.Context, task: str | None, as_json: bool) -> None:
     what the Redis server tells of itself.
     """
     with extension(ctx) as tiers:
+        late = merge_first(tiers)
         found = tiers.stats(task)
         if task is not None and task not in found["tasks"]:
             check_task(tiers, task, tiers.counting.totals().tasks)
         info, note = server_of(tiers)
     found.pop("here")  # of this process, which has done nothing
     if as_json:
-        print_json({**found, "server": None if info is None else info.as_dict(), "note": note})
+        print_json({**found, "server": None if info is None else info.as_dict(), "note": note, "late": late})
         return
     _print_tasks(found, task)
     _print_invalidated(found["invalidated"])
@@ -50,6 +51,23 @@ def stats(ctx: click.Context, task: str | None, as_json: bool) -> None:
         click.echo(line)
     if note is not None:
         click.echo(note)
+    if late:
+        click.echo(f"{late} processes have not merged in time: up to 10 s of what they have counted may be missing.")
+
+
+def merge_first(tiers: CacheTiers) -> int:
+    """Has all processes merge what they have counted; returns how many have not done so in time."""
+    server = tiers.server()
+    if server is None:
+        return 0
+    try:
+        return tiers.roll_call.merged(server)
+    except TierUnavailable as error:
+        if not was_answered(error):
+            raise
+        return 0  # may not be asked: then the sums are as of the last 10 seconds
+    finally:
+        server.close()
 
 
 def server_of(tiers: CacheTiers) -> tuple[ServerInfo | None, str | None]:

@@ -22,11 +22,8 @@ from celery_cachetiers.cli.dashboard import Dashboard
 from celery_cachetiers.cli.intervals import Interval, Reading, between, read
 from celery_cachetiers.cli.stats import MEMORY_ONLY
 from celery_cachetiers.errors import TierUnavailable
-from celery_cachetiers.roll_call import MERGE
 from celery_cachetiers.tiers.redis_server import RedisServerInfo
 
-SETTLE: Final = 0.2
-"""Seconds in which processes merge after they were asked to."""
 HISTORY: Final = 40
 """Intervals that the sparklines show."""
 
@@ -82,8 +79,7 @@ def _readings(
     while True:
         try:
             at = monotonic()
-            tiers.roll_call.ask(MERGE, server)
-            wait(SETTLE)
+            tiers.roll_call.merged(server)
             reading: Reading | TierUnavailable = read(tiers, server, at)
         except TierUnavailable as error:
             reading = error

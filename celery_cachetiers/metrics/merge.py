@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -72,6 +73,7 @@ class Merger:
         self._merged, self._pending = _NOTHING, cast("tuple[Merge, _Seen] | None", None)
         self._thread: threading.Thread | None = None
         self._over, self._due = threading.Event(), threading.Event()
+        self._told = deque[Callable[[], None]]()
 
     def start(self) -> bool:
         """Merges from now on, again and again; false if no thread could be started."""
@@ -92,9 +94,13 @@ class Merger:
             self._due.set()
             self._thread, self._over, self._due = None, threading.Event(), threading.Event()
 
-    def hurry(self) -> None:
-        """Merges now, in its own thread; returns at once, and does nothing where that is not started."""
+    def hurry(self, then: Callable[[], None]) -> None:
+        """Merges now, in its own thread, and calls a function there afterwards; at once where that is not started."""
+        if not self.started:
+            return then()
+        self._told.append(then)
         self._due.set()
+        return None
 
     def merge(self) -> bool:
         """Adds what has changed; false if that is not known to have arrived.
@@ -147,8 +153,11 @@ class Merger:
             due.clear()
             if over.is_set():
                 return
+            waiting = [self._told.popleft() for _ in range(len(self._told))]  # who comes later, waits for the next one
             try:
                 self.merge()
+                for then in waiting:
+                    then()
             except Exception:
                 logger.exception("celery-cachetiers: merging the counters failed")
 

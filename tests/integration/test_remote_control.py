@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from celery_cachetiers import CachedTask, CacheTiers
-from celery_cachetiers.roll_call import CLEAR, MERGE
+from celery_cachetiers.roll_call import CLEAR
 from tests.integration.apps.local import cached_app, closing, wait_listening, worker_of
 from tests.integration.apps.worker_setup import Deployment, new_name
 from tests.processes import ROOT, wait_until
@@ -241,7 +241,22 @@ def test_all_processes_merge_what_they_have_counted_when_they_are_asked_to(
         wait_listening(theirs)
         server = CacheTiers(ours).server()
         assert server is not None
-        CacheTiers(ours).roll_call.ask(MERGE, server)
+        late = CacheTiers(ours).roll_call.merged(server, patience=5.0)
+        lists = server.ask("KEYS", f"{namespace}:stats:@answers:*")
         server.close()
 
-        wait_until(lambda: "counted" in CacheTiers(ours).counting.totals().tasks, timeout=5, message="a merge")
+        assert late == 0
+        assert CacheTiers(ours).counting.totals().tasks["counted"].misses == 1
+        assert lists == []
+
+
+def test_a_process_that_does_not_answer_is_told_as_late(namespace: str, redis_server: RedisServer) -> None:
+    with closing(cached_app(namespace, redis_server.url())) as app:
+        server = CacheTiers(app).server()
+        assert server is not None
+        with redis_server.client() as client, client.pubsub() as deaf:
+            deaf.subscribe(f"{namespace}:inv")
+            deaf.get_message(timeout=5)
+
+            assert CacheTiers(app).roll_call.merged(server, patience=0.2) == 1
+        server.close()

@@ -55,6 +55,7 @@ LAYERS = {
             "writes",
             "server_info",
             "why",
+            "address",
         ),
     ),
     "ports": Layer(
@@ -109,6 +110,7 @@ LAYERS = {
                 "sqlalchemy_outages",
             ),
             *("roll_call", "control"),
+            *("identity", "doctor", "doctor.*", "exporting", "prometheus", "opentelemetry"),
             *("cli", "cli.*", "django", "django.*"),
         ),
         below=("words", "ports", "engine", "adapters"),

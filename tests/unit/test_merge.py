@@ -186,23 +186,16 @@ def test_the_thread_merges_again_and_again_until_it_is_stopped(here: Process) ->
 
 def test_a_thread_that_is_told_to_hurry_merges_at_once(here: Process) -> None:
     merged = threading.Event()
-    add = here.stats.add
-
-    def noted(merge: object) -> bool:
-        found = add(merge)  # type: ignore[arg-type]  # handed on as it came
-        merged.set()
-        return found
-
-    here.stats.add = noted  # type: ignore[method-assign]
+    told: list[int] = []
     here.miss()
-    here.merger.hurry()
-    assert here.misses == 0  # nothing is started yet
+    here.merger.hurry(lambda: told.append(here.misses))
+    assert told == [0]  # nothing is started yet
     here.merger.start()
-    here.merger.hurry()
+    here.merger.hurry(lambda: (told.append(here.misses), merged.set()))  # type: ignore[func-returns-value]
     assert merged.wait(10)
     here.merger.stop()
 
-    assert here.misses == 1
+    assert told == [0, 1]
 
 
 def test_a_thread_that_is_stopped_ends_at_once_and_merges_no_more() -> None:
