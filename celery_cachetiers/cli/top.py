@@ -18,8 +18,8 @@ import click
 
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.cli.common import Refused, as_json, extension, print_json_line
-from celery_cachetiers.cli.dashboard import Dashboard
 from celery_cachetiers.cli.intervals import Interval, Reading, between, read
+from celery_cachetiers.cli.screen import Dashboard
 from celery_cachetiers.cli.stats import MEMORY_ONLY
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.tiers.redis_server import RedisServerInfo
