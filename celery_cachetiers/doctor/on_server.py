@@ -155,6 +155,7 @@ _CONSEQUENCES: Final = {
     ),
     rights.TRACKING: (warning, "cachetiers_l1_tracking has no effect"),
     rights.COUNTERS: (warning, "counters are lost, and stats() has nothing to tell"),
+    rights.REPORT: (warning, "there is no hit-ratio report, and no history of it"),
 }  # fmt: skip
 """By code: how bad it is, and what it leads to."""
 

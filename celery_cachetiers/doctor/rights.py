@@ -1,7 +1,7 @@
 """What the library sends to Redis, as an ACL sees it, each in a form that changes nothing.
 
 A command is refused for want of a right before anything else is looked at: so it is sent with a key that nobody has, or
-with an argument that it does not take. One command has no such form (``SADD``); its key is removed in the same packet.
+with an argument that it does not take. Two have no such form (``SADD``, ``RPUSH``); their keys are removed in the same packet.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Final
 from celery_cachetiers.tiers.layout import Layout
 
 CACHE, INVALIDATE, BACKPLANE = "acl-cache", "acl-invalidate", "acl-backplane"
-TRACKING, COUNTERS, JOURNAL = "acl-tracking", "acl-counters", "acl-journal"
+TRACKING, COUNTERS, REPORT, JOURNAL = "acl-tracking", "acl-counters", "acl-report", "acl-journal"
 _NONE: Final = "@"
 """Where the name of a key that nobody has is put."""
+_SAME: Final = "~"
+"""Where the same key comes once more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ def needs_of_l2(layout: Layout, tracking: bool) -> list[Need]:
         Need(CACHE, (*_steps(space, key, *_CACHE), *_SCRIPTS)),
         Need(INVALIDATE, (*_steps(space, key, "UNLINK"), _publishing(layout))),
         Need(COUNTERS, _steps(space, layout.stats(f"@doctor:{_NONE}"), *_COUNTERS)),
+        Need(REPORT, _steps(space, layout.stats(f"@doctor:{_NONE}"), *_REPORT)),
         Need(BACKPLANE, _listening(layout)),
     ]
 
@@ -89,7 +92,10 @@ _FORMS: Final[dict[str, tuple[str | int, ...]]] = {
     "GETRANGE": (0, 0), "HMGET": ("f",), "HGET": ("f",), "HEXISTS": ("f",), "ZRANGE": (0, 0), "ZSCORE": ("m",),
     "ZRANGEBYSCORE": (0, 0), "ZREMRANGEBYSCORE": (0, 0), "HDEL": ("f",), "ZREM": ("m",),
     "SET": ("v", "XX", "PX", 1), "PEXPIRE": (1,), "ZADD": ("XX", 1, "m"), "SADD": ("m",),
-    "HSET": ("f", "v", "f2"), "HINCRBY": ("f", "x"), "HINCRBYFLOAT": ("f", "x"),
+    "HSET": ("f", "v", "f2"), "HINCRBY": ("f", "x"), "HINCRBYFLOAT": ("f", "x"), "INCRBY": ("x",), "RENAME": (_SAME,),
+    "ZINCRBY": ("x", "m"), "ZUNIONSTORE": (1, _SAME), "ZREMRANGEBYRANK": (0, 0), "ZREVRANGE": (0, 0),
+    "BITFIELD": ("GET", "u1", 0), "RPUSH": ("v",), "LLEN": (), "LRANGE": (0, 0),
+    "XADD": ("NOMKSTREAM", "*", "f", "v"), "XTRIM": ("MAXLEN", 0), "XREVRANGE": ("+", "-"),
 }  # fmt: skip
 """What follows the key, so that nothing happens where there is no such key."""
 
@@ -98,9 +104,11 @@ _CACHE: Final = (
     "HINCRBY", "HLEN",
 )  # fmt: skip
 _COUNTERS: Final = (
-    "GET", "SET", "TIME", "ZREMRANGEBYSCORE", "HLEN", "HEXISTS", "HINCRBY", "HINCRBYFLOAT", "HSET", "PEXPIRE", "ZADD",
-    "HGETALL", "ZRANGE",
+    "RPUSH", "PEXPIRE", "LLEN", "LRANGE", "UNLINK", "GET", "SET", "DEL", "TIME", "PTTL", "ZREMRANGEBYSCORE", "HLEN",
+    "HEXISTS", "HINCRBY", "HINCRBYFLOAT", "HSET", "ZADD", "HGETALL", "ZRANGE", "ZINCRBY", "ZUNIONSTORE",
+    "ZREMRANGEBYRANK", "ZREVRANGE", "BITFIELD", "INCRBY", "RENAME",
 )  # fmt: skip
+_REPORT: Final = ("TIME", "HGET", "HMGET", "HSET", "DEL", "PEXPIRE", "XADD", "XTRIM", "XREVRANGE")
 _JOURNAL: Final = (
     "HSET", "HGET", "HDEL", "HMGET", "HEXISTS", "HINCRBY", "ZADD", "ZREM", "ZRANGE", "ZRANGEBYSCORE", "ZSCORE", "ZCARD",
     "GET", "SET", "GETDEL", "TIME",
@@ -113,12 +121,12 @@ _WAITS: Final[dict[str, tuple[str | int, ...]]] = {"replica": ("WAIT", 0, 1), "d
 
 
 def _steps(namespace: str, key: str, *names: str) -> tuple[Step, ...]:
-    return tuple(
-        Step("+time", ("TIME",))
-        if name == "TIME"
-        else Step(f"+{name.lower()}", (name, key, *_FORMS[name]), f"~{namespace}:*")
-        for name in names
-    )
+    return tuple(Step("+time", ("TIME",)) if name == "TIME" else _step(namespace, key, name) for name in names)
+
+
+def _step(namespace: str, key: str, name: str) -> Step:
+    more = (key if word == _SAME else word for word in _FORMS[name])
+    return Step(f"+{name.lower()}", (name, key, *more), f"~{namespace}:*")
 
 
 def _publishing(layout: Layout) -> Step:

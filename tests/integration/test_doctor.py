@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +23,7 @@ from celery_cachetiers.doctor import workers as asking_workers
 from celery_cachetiers.doctor.asking import Conversation, _client, last_report_at
 from celery_cachetiers.doctor.examination import examine
 from celery_cachetiers.doctor.findings import Finding
+from celery_cachetiers.roll_call import TELL
 from celery_cachetiers.tiers.layout import Layout
 from tests.integration.apps.local import LocalCelery, cached_app, closing, wait_listening, worker_of
 from tests.processes import wait_until
@@ -460,7 +462,15 @@ def tour(app: Celery) -> None:
     tiers.invalidate_tag("user:1")
     everybody()
     tiers.clear("profile")
-    tiers.counting.merger.merge()
+    assert profile.cache.why(1).verdict == "miss"
+    server = tiers.server()
+    assert server is not None
+    assert tiers.roll_call.merged(server, patience=5.0) == 0
+    server.close()
+    assert tiers.roll_call.collect(TELL, {os.getpid()}, patience=5.0) != {}
+    assert tiers.counting.hot() != {}
+    assert tiers.reporting.make() is not None
+    assert len(tiers.history()) == 1
     assert tiers.stats()["total"]["failed_open"] == 0
 
 
@@ -510,7 +520,8 @@ def test_what_is_sent_is_what_the_doctor_asks_for(
 
     handshake = {"info", "config|resetstat", "client|setinfo", "client|setname", "select", "hello"}
     assert sent - asked <= handshake
-    assert asked - sent == {"sadd", "hexists"}, "sent when somebody waits, and where there are too many counters"
+    seldom = {"sadd": "somebody waits", "hexists": "too many counters", "zunionstore": "later", "rename": "a day later"}
+    assert asked - sent == set(seldom)
 
 
 @pytest.mark.parametrize(
@@ -518,7 +529,7 @@ def test_what_is_sent_is_what_the_doctor_asks_for(
     [
         (rights.CACHE, "mget"), (rights.CACHE, "getrange"), (rights.CACHE, "sadd"), (rights.CACHE, "evalsha"),
         (rights.CACHE, "script|load"), (rights.INVALIDATE, "unlink"), (rights.INVALIDATE, "publish"),
-        (rights.COUNTERS, "zremrangebyscore"), (rights.COUNTERS, "hincrbyfloat"), (rights.JOURNAL, "zscore"),
+        (rights.COUNTERS, "zremrangebyscore"), (rights.COUNTERS, "hincrbyfloat"), (rights.COUNTERS, "bitfield"), (rights.REPORT, "xadd"), (rights.JOURNAL, "zscore"),
         (rights.JOURNAL, "getdel"), (rights.JOURNAL, "exec"), (rights.TRACKING, "client|tracking"),
     ],
 )  # fmt: skip
