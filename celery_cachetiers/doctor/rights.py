@@ -1,7 +1,8 @@
 """What the library sends to Redis, as an ACL sees it, each in a form that changes nothing.
 
 A command is refused for want of a right before anything else is looked at: so it is sent with a key that nobody has, or
-with an argument that it does not take. Two have no such form (``SADD``, ``RPUSH``); their keys are removed in the same packet.
+with an argument that it does not take. Two have no such form (``SADD``, ``RPUSH``); their keys are removed in the same
+packet.
 """
 
 from __future__ import annotations

@@ -15,6 +15,9 @@ cachetiers_url = os.environ.get("STOREFRONT_CACHE", "redis://localhost:6379/2")
 cachetiers_flush_queue = "flush"
 cachetiers_flush_every = 1.0
 
+# Once in five seconds, so that a minute of the demo makes a history; the default is 60 s.
+cachetiers_report_every = 5.0
+
 # While the list is fresh, beat finds it in the cache and sends no message. After an invalidation beat is often the
 # first to ask, so that no visitor waits for the query.
 beat_schedule = {

@@ -529,7 +529,9 @@ def test_what_is_sent_is_what_the_doctor_asks_for(
     [
         (rights.CACHE, "mget"), (rights.CACHE, "getrange"), (rights.CACHE, "sadd"), (rights.CACHE, "evalsha"),
         (rights.CACHE, "script|load"), (rights.INVALIDATE, "unlink"), (rights.INVALIDATE, "publish"),
-        (rights.COUNTERS, "zremrangebyscore"), (rights.COUNTERS, "hincrbyfloat"), (rights.COUNTERS, "bitfield"), (rights.REPORT, "xadd"), (rights.JOURNAL, "zscore"),
+        (rights.COUNTERS, "zremrangebyscore"), (rights.COUNTERS, "hincrbyfloat"),
+        (rights.COUNTERS, "bitfield"), (rights.REPORT, "xadd"),
+        (rights.JOURNAL, "zscore"),
         (rights.JOURNAL, "getdel"), (rights.JOURNAL, "exec"), (rights.TRACKING, "client|tracking"),
     ],
 )  # fmt: skip
