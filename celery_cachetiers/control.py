@@ -63,7 +63,7 @@ def _children(state: Any) -> set[int]:
 
 
 def _totals(answer: Mapping[str, Any]) -> Totals:
-    return totals_of(Sums(answer["tasks"], answer["process"], answer["invalidated"]))
+    return totals_of(Sums(answer["tasks"], answer["process"], answer["invalidated"], answer.get("outdated", {})))
 
 
 def _brief(answer: Mapping[str, Any]) -> dict[str, Any]:

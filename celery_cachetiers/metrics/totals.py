@@ -64,12 +64,13 @@ def added_up(totals: Iterable[Totals]) -> Totals:
     found = list(totals)
     names = sorted({name for each in found for name in each.tasks})
     tasks = {name: added(each.tasks[name] for each in found if name in each.tasks) for name in names}
-    process, invalidated = ProcessTally(), Counter[str]()
+    process, invalidated, outdated = ProcessTally(), Counter[str](), Counter[str]()
     for each in found:
         invalidated.update(each.invalidated)
+        outdated.update(each.outdated)
         for part in fields(ProcessTally):
             setattr(process, part.name, getattr(process, part.name) + getattr(each.process, part.name))
-    return Totals(tasks, process, _by_frequency(invalidated))
+    return Totals(tasks, process, _by_frequency(invalidated), _by_frequency(outdated))
 
 
 def added(tallies: Iterable[Tally]) -> Tally:

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from celery_cachetiers import CachedTask, CacheTiers
+from celery_cachetiers.control import _totals
+from celery_cachetiers.metrics.totals import added_up
 from celery_cachetiers.roll_call import CLEAR
 from tests.integration.apps.local import cached_app, closing, wait_listening, worker_of
 from tests.integration.apps.worker_setup import Deployment, new_name
@@ -260,3 +262,9 @@ def test_a_process_that_does_not_answer_is_told_as_late(namespace: str, redis_se
 
             assert CacheTiers(app).roll_call.merged(server, patience=0.2) == 1
         server.close()
+
+
+def test_sums_of_processes_have_the_misses_that_invalidations_made() -> None:
+    one, other = ({"tasks": {}, "process": {}, "invalidated": {}, "outdated": {"user:*": each}} for each in (1, 2))
+
+    assert added_up(map(_totals, (one, other))).outdated == {"user:*": 3}

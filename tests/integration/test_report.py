@@ -28,7 +28,7 @@ from celery_cachetiers.metrics.report import Report
 from celery_cachetiers.reporting import EVENT, REPORT, Reporting
 from celery_cachetiers.schedule import entries
 from celery_cachetiers.signals import hit_ratio_reported
-from tests.integration.apps.local import cached_app, closing
+from tests.integration.apps.local import cached_app, closing, wait_listening
 from tests.integration.apps.worker_setup import Deployment, new_name
 from tests.processes import ROOT, unavailable, wait_until
 from tests.servers import RedisServer, RedisServers
@@ -117,6 +117,16 @@ def test_a_report_has_the_ratio_of_its_interval_and_the_history_has_all_of_them(
         (made.at, made.ratio, made.requests) for made in (first, second, idle)
     ]
     assert [made.at for made in bench.tiers.history(second.at)] == [second.at, idle.at]
+
+
+def test_what_another_process_has_counted_and_not_merged_yet_is_in_the_report(
+    bench: Bench, bench_at: Callable[..., Bench], redis_server: RedisServer
+) -> None:
+    other = bench_at(redis_server.url())
+    wait_listening(other.app)
+    other.call(1, 1, 2)
+
+    assert (bench.report().requests, bench.report().requests) == (3, 0)
 
 
 def test_the_server_is_joined_in_from_the_second_report_on(bench: Bench, redis_server: RedisServer) -> None:
