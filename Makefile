@@ -13,7 +13,7 @@ TESTS := tests/unit tests/conformance tests/integration tests/stress
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-full test-oldest lint types docs bench clean need-redis
+.PHONY: help demo test test-full test-oldest lint types docs outputs bench clean need-redis
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ docs: $(VENV)/docs.stamp need-redis ## the documentation, warnings as errors, it
 	$(BIN)/python -m sphinx -q -W --keep-going -b doctest docs docs/_build/doctest
 	@echo "Read docs/_build/html/index.html"
 
+outputs: $(VENV)/outputs.stamp need-redis ## what the commands print in the documentation, recorded from the storefront anew
+	$(BIN)/python -m examples.storefront.demo.recording docs/outputs
+
 bench: $(VENV)/bench.stamp need-redis ## the benchmarks, beside other caches
 	@$(BIN)/python -m benchmarks
 
@@ -58,6 +61,7 @@ $(VENV)/test.stamp: EXTRAS := test
 $(VENV)/dev.stamp: EXTRAS := dev
 $(VENV)/docs.stamp: EXTRAS := docs,test
 $(VENV)/bench.stamp: EXTRAS := bench
+$(VENV)/outputs.stamp: EXTRAS := demo,embedded,plot
 
 $(VENV)/%.stamp: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	@echo "Installing celery-cachetiers[$(EXTRAS)] into $(VENV) ..."

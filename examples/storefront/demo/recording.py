@@ -29,16 +29,16 @@ PROFILE = "examples.storefront.tasks.profile"
 WHILE_BUSY = {
     "top": ("cachetiers", "top", "--once"),
     "doctor": ("cachetiers", "doctor"),
-    "inspect": ("inspect", "cache_stats"),
 }
 AFTERWARDS = {
     "stats": ("cachetiers", "stats"),
-    "tags": ("cachetiers", "tags"),
     "why-hit": ("cachetiers", "why", PROFILE, "--args", "[2]"),
     "report": ("cachetiers", "report"),
 }
 AFTER_A_RENAME = {"why-invalidated": ("cachetiers", "why", PROFILE, "--args", "[2]")}
 PLOT = "hit-ratio.png"
+LONGEST = 160
+"""Letters of a line in the documentation; the rest is cut."""
 
 
 def main() -> int:
@@ -94,7 +94,11 @@ def _anywhere(text: str, servers: Servers) -> str:
     port = os.environ["STOREFRONT_CACHE"].rpartition(":")[2].partition("/")[0]
     text = text.replace(f":{port}", ":6379").replace(str(servers.path), "/srv/shop")
     text = re.sub(rf"\b{re.escape(socket.gethostname())}\b", "host", text)
-    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+    return "\n".join(_cut(line.rstrip()) for line in text.splitlines()) + "\n"
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= LONGEST else line[: LONGEST - 4] + " ..."
 
 
 if __name__ == "__main__":
