@@ -207,7 +207,8 @@ class TieredCache:
     def _prepared(self, call: Call, value: object, ttl: float | None) -> tuple[Times, tuple[str, ...], Put]:
         """The times, all tags and the entry of a value that is put."""
         policy = call.memo.policy
-        times = times_of(policy, policy.ttl if ttl is None else ttl, self._clock.time(), 0.0, chance.random())
+        draw = chance.random() if policy.jitter else 0.0
+        times = times_of(policy, policy.ttl if ttl is None else ttl, self._clock.time(), 0.0, draw)
         found = call.memo.tagging.find(value) if call.memo.tagging is not None else ()
         tags = (*call.tags, *(tag for tag in found if tag not in call.tags))
         body = call.memo.codec.encode(value, times, tags, call.digest)
