@@ -23,11 +23,12 @@ from celery import signals
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.binder import compile_binder
 from celery_cachetiers.body import Body, dumped, takes_models, with_models, wrap_body
-from celery_cachetiers.commits import Watch, open_transactions
+from celery_cachetiers.commits import Wait, Watch, open_transactions
 from celery_cachetiers.declaration import check_invalidation, invalidation_of
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import ConfigurationError, TagError, TierUnavailable
 from celery_cachetiers.events import Event
+from celery_cachetiers.succession import Succession
 from celery_cachetiers.tasks import or_hand_over
 from celery_cachetiers.templates import TagTemplate, checked_tag, escape_tag, user_tag
 
@@ -77,6 +78,7 @@ def declare(tiers: CacheTiers, task: Any) -> None:
         return
     invalidation = Invalidation(tiers, task, options, where)
     try:
+        invalidation.succession.attend(task)
         wrap_body(task, invalidation.around)
     except (AttributeError, TypeError):
         logger.warning("celery-cachetiers: the body of %s cannot be wrapped: it invalidates late", task.name)
@@ -97,14 +99,18 @@ class Run:
         tags: What the templates gave before it ran.
         watch: Whether the session commits meanwhile.
         errors: What could not be rendered.
+        told: How many of these have been told.
         asked: Whether the callable was, if there is one.
+        goes_on: Whether it was asked before the end, as the body has sent the message that goes on with it.
     """
 
     arguments: Mapping[str, object] | None
     watch: Watch
     tags: list[str] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
+    told: int = 0
     asked: bool = False
+    goes_on: bool = False
 
 
 _next: ContextVar[tuple[Invalidation, Run] | None] = ContextVar("cachetiers_next_run", default=None)
@@ -132,6 +138,7 @@ class Invalidation:
         )
         self._on_failure = options.get("invalidate_on_failure", True)
         self._on_commit = options.get("on_commit")
+        self.succession = Succession(self.before_going_on)
 
     def around(self, run: Body) -> Body:
         """The body, and then the invalidation."""
@@ -142,7 +149,8 @@ class Invalidation:
                 return run(*args, **kwargs)
             begun = self._begun() or self.begin(args, kwargs)
             try:
-                result = run(*args, **kwargs)
+                with self.succession.during(begun):
+                    result = run(*args, **kwargs)
             except BaseException as error:
                 self.has_failed(begun, error)
                 raise
@@ -199,8 +207,27 @@ class Invalidation:
         """Invalidates again what a body has changed, given escaped. Raises `TierUnavailable` as `has_succeeded`."""
         self._act([tag for name in names if (tag := user_tag(name)) is not None])
 
+    def before_going_on(self, begun: Run) -> None:
+        """Invalidates before the body sends its next attempt, or what replaces it; its end invalidates again.
+
+        A callable is told what it would be told at the end: such a body has no result. What waits for a commit goes on
+        waiting, as the message does not.
+        """
+        if not self._on_failure:
+            return
+        begun.goes_on = True
+        self._find(begun, MISSING)
+        if not begun.tags or (self._waits(begun) and not begun.watch.has_committed()):
+            return
+        try:
+            self._act(begun.tags)
+        except TierUnavailable as fault:  # the body goes on all the same
+            self._report(fault, begun.tags)
+
     def has_succeeded(self, begun: Run, result: object) -> None:
         """Invalidates. Raises `TierUnavailable` when neither Redis nor the broker has taken it."""
+        if begun.goes_on:  # and has a result after all: retry(throw=False)
+            begun.asked = False
         self._invalidate(begun, result)
 
     def has_failed(self, begun: Run, error: BaseException) -> None:
@@ -251,23 +278,26 @@ class Invalidation:
                     begun.tags.append(checked_tag(tag))
             except Exception as error:
                 begun.errors.append(error)
-        for each in begun.errors:
+        untold, begun.told = begun.errors[begun.told :], len(begun.errors)
+        for each in untold:
             self._report(each, [])
 
     def _invalidate(self, begun: Run, result: object) -> None:
         self._find(begun, result)
         if not begun.tags:
             return
-        act = partial(self._act, begun.tags)
-        try:
-            waits = open_transactions(self._on_commit, self._where)
-        except Exception as fault:  # early does no harm, and is not too late
-            self._report(fault, begun.tags)
-            waits = []
+        act, waits = partial(self._act, begun.tags), self._waits(begun)
         if not waits or begun.watch.has_committed():
             act()
         for wait in waits:
             wait(act)
+
+    def _waits(self, begun: Run) -> list[Wait]:
+        try:
+            return open_transactions(self._on_commit, self._where)
+        except Exception as fault:  # early does no harm, and is not too late
+            self._report(fault, begun.tags)
+            return []
 
     def _act(self, tags: list[str]) -> None:
         names = sorted({escape_tag(tag) for tag in tags})

@@ -130,7 +130,7 @@ def test_a_failed_writer_has_invalidated_when_its_failure_can_be_seen(
     assert show(here, row) == "half"
 
 
-def test_every_attempt_of_a_retried_writer_invalidates(
+def test_every_attempt_of_a_retried_writer_invalidates_and_once_more_before_the_next_is_sent(
     deployment: tuple[Deployment, Worker], proxy: RedisProxy
 ) -> None:
     here, _ = deployment
@@ -139,7 +139,7 @@ def test_every_attempt_of_a_retried_writer_invalidates(
     proxy.reset()
     here.task("write.retried").delay(row, "new").get(timeout=PATIENCE)
 
-    assert sum(trip[-2:] == ("EVALSHA", "PUBLISH") for trip in proxy.trips) == 2
+    assert sum(trip[-2:] == ("EVALSHA", "PUBLISH") for trip in proxy.trips) == 3
 
 
 # ---- cached writers --------------------------------------------------------------------------------------------------

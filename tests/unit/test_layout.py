@@ -98,7 +98,7 @@ LAYERS = {
             *("", "app", "binding", "settings", "declaration", "memoized", "task", "task_cache"),
             *("result", "publishing", "tasks", "failures", "seat", "room", "answering", "loops"),
             *("outlet", "records", "journaling", "write_behind", "dead_letter", "schedule", "counting"),
-            *("body", "commits", "invalidating", "registry"),
+            *("body", "commits", "invalidating", "succession", "registry"),
             *("broker_limits", "worker_requests", "waiting_room", "signals"),
             *(
                 "sinks",
