@@ -307,7 +307,7 @@ _LINES: dict[Event, tuple[int, str]] = {
     Event.BREAKER_CLOSED: (logging.INFO, "Redis answers again"),
     Event.LEASE_LOST: (logging.WARNING, "a lease was lost while its task ran; the value goes to its caller only"),
     Event.TAKEN_OVER: (logging.WARNING, "a leader outlasted wait_limit and was replaced"),
-    Event.HANDED_OVER: (logging.WARNING, "Redis cannot be reached; a worker was asked to invalidate once it can"),
+    Event.HANDED_OVER: (logging.WARNING, "an invalidation is not complete; a worker was asked to invalidate"),
     Event.SINK_FAILED: (logging.WARNING, "a sink has not taken its writes; they are tried again"),
     Event.BURIED: (logging.ERROR, "a write was given up and is in the dead-letter"),
     Event.UNUSABLE: (logging.DEBUG, "an entry could not be read or written"),

@@ -19,6 +19,7 @@ from typing import Any
 
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import signals
+from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.binder import compile_binder
@@ -27,9 +28,8 @@ from celery_cachetiers.commits import Wait, Watch, open_transactions
 from celery_cachetiers.declaration import check_invalidation, invalidation_of
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import ConfigurationError, TagError, TierUnavailable
-from celery_cachetiers.events import Event
 from celery_cachetiers.succession import Succession
-from celery_cachetiers.tasks import or_hand_over
+from celery_cachetiers.tasks import or_hand_over, tell_lost
 from celery_cachetiers.templates import TagTemplate, checked_tag, escape_tag, user_tag
 
 logger = logging.getLogger("celery_cachetiers")
@@ -100,6 +100,7 @@ class Run:
         watch: Whether the session commits meanwhile.
         errors: What could not be rendered.
         told: How many of these have been told.
+        interrupt: What has struck while the callable was asked: raised when the others are invalidated.
         asked: Whether the callable was, if there is one.
         goes_on: Whether it was asked before the end, as the body has sent the message that goes on with it.
     """
@@ -109,8 +110,14 @@ class Run:
     tags: list[str] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
     told: int = 0
+    interrupt: SoftTimeLimitExceeded | None = None
     asked: bool = False
     goes_on: bool = False
+
+    def go_on(self) -> None:
+        """Raises what has struck meanwhile."""
+        if self.interrupt is not None:
+            raise self.interrupt
 
 
 _next: ContextVar[tuple[Invalidation, Run] | None] = ContextVar("cachetiers_next_run", default=None)
@@ -217,12 +224,12 @@ class Invalidation:
             return
         begun.goes_on = True
         self._find(begun, MISSING)
-        if not begun.tags or (self._waits(begun) and not begun.watch.has_committed()):
-            return
-        try:
-            self._act(begun.tags)
-        except TierUnavailable as fault:  # the body goes on all the same
-            self._report(fault, begun.tags)
+        if begun.tags and (not self._waits(begun) or begun.watch.has_committed()):
+            try:
+                self._act(begun.tags)
+            except TierUnavailable as fault:  # the body goes on all the same
+                self._report(fault, begun.tags)
+        begun.go_on()
 
     def has_succeeded(self, begun: Run, result: object) -> None:
         """Invalidates. Raises `TierUnavailable` when neither Redis nor the broker has taken it."""
@@ -278,19 +285,21 @@ class Invalidation:
                     begun.tags.append(checked_tag(tag))
             except Exception as error:
                 begun.errors.append(error)
+                if isinstance(error, SoftTimeLimitExceeded):
+                    begun.interrupt = error
         untold, begun.told = begun.errors[begun.told :], len(begun.errors)
         for each in untold:
             self._report(each, [])
 
     def _invalidate(self, begun: Run, result: object) -> None:
         self._find(begun, result)
-        if not begun.tags:
-            return
-        act, waits = partial(self._act, begun.tags), self._waits(begun)
-        if not waits or begun.watch.has_committed():
-            act()
-        for wait in waits:
-            wait(act)
+        if begun.tags:
+            act, waits = partial(self._act, begun.tags), self._waits(begun)
+            if not waits or begun.watch.has_committed():
+                act()
+            for wait in waits:
+                wait(act)
+        begun.go_on()
 
     def _waits(self, begun: Run) -> list[Wait]:
         try:
@@ -302,24 +311,16 @@ class Invalidation:
     def _act(self, tags: list[str]) -> None:
         names = sorted({escape_tag(tag) for tag in tags})
         act = partial(self.tiers.cache.invalidate, names)
+        eager = bool(self.task.request.is_eager)
         try:
-            if self.task.request.is_eager:
-                act()
-            else:
-                or_hand_over(self.tiers, act, "invalidate_tags", sorted(set(tags)))
+            or_hand_over(self.tiers, act, "invalidate_tags", sorted(set(tags)), task=self.name, eager=eager)
         except TierUnavailable as error:
             if self.tiers.settings.enabled:
                 raise
             self._report(error, tags)  # switched off, as in tests without servers: no fault of ours fails a task
 
-    def _report(self, error: Exception, tags: list[str]) -> None:
-        self.tiers.events.emit(Event.NOT_INVALIDATED, self.name, tags=tuple(tags), error=repr(error))
-        logger.error(
-            "celery-cachetiers: %s has run, and not all that it changed was invalidated: %s",
-            self.name,
-            error,
-            exc_info=error,
-        )
+    def _report(self, error: BaseException, tags: list[str]) -> None:
+        tell_lost(self.tiers, self.name, error, tags)
 
 
 # ---- what Celery tells -----------------------------------------------------------------------------------------------

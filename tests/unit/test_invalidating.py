@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import Celery, Task, _state, shared_task, signals
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from pydantic import BaseModel
 
 from celery_cachetiers import MISSING, CachedTask, CacheTiers, ConfigurationError, TierUnavailable
@@ -531,6 +531,93 @@ def test_a_setting_that_cannot_be_used_is_said_before_the_body_writes(app: Celer
     with pytest.raises(ConfigurationError, match="cachetiers_ttl"):
         task(1)
     assert ran == []
+
+
+# ---- cut short -------------------------------------------------------------------------------------------------------
+
+INTERRUPTS = [SoftTimeLimitExceeded(), SystemExit(0), KeyboardInterrupt(), RuntimeError("a fault of ours")]
+
+
+@pytest.fixture
+def cut() -> Iterator[Celery]:
+    """An app whose invalidations are cut short, and whose broker can be reached."""
+    app = make_app(task_default_queue="handed")
+    CacheTiers(app).in_memory = True
+    messages(app)
+    yield app
+    CacheTiers(app).reset()
+
+
+def cut_short(app: Celery, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def invalidate(names: object) -> None:
+        raise error
+
+    monkeypatch.setattr(CacheTiers(app).cache, "invalidate", invalidate)
+
+
+@pytest.mark.parametrize("interrupt", INTERRUPTS, ids=repr)
+@pytest.mark.parametrize("body", [rename, fail])
+def test_what_is_cut_short_is_done_by_a_worker(
+    cut: Celery, monkeypatch: pytest.MonkeyPatch, interrupt: BaseException, body: Callable[..., Any]
+) -> None:
+    heard = Heard(cut)
+    cut_short(cut, monkeypatch, interrupt)
+
+    with pytest.raises(type(interrupt)) as caught:
+        declare(cut, body)(1)
+
+    assert caught.value is interrupt
+    assert messages(cut) == [("celery_cachetiers.invalidate_tags", [["user:1"]])]
+    assert (len(heard.handed), heard.failed) == (1, [])
+
+
+@pytest.mark.parametrize("how", ["broker away", "eager"])
+def test_and_told_where_no_worker_can_be_asked(
+    cut: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    heard = Heard(cut)
+    cut_short(cut, monkeypatch, SoftTimeLimitExceeded())
+    task = declare(cut)
+    if how == "broker away":
+        cut.conf.broker_url, cut.conf.task_publish_retry = NOWHERE, False
+        cut.conf.broker_transport_options = {"socket_connect_timeout": 1, "max_retries": 0}
+    with caplog.at_level(logging.ERROR, "celery_cachetiers"), pytest.raises(SoftTimeLimitExceeded):
+        task.apply((1,), throw=True) if how == "eager" else task(1)
+
+    assert [details["tags"] for details in heard.failed] == [("user:1",)]
+    assert "rename has run, and not all that it changed was invalidated" in caplog.text
+
+
+def test_a_time_limit_that_strikes_while_a_worker_is_asked_does_not_keep_it_from_being_asked(
+    away: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard, strikes = Heard(away), [SoftTimeLimitExceeded()]
+    operation = away.tasks["celery_cachetiers.invalidate_tags"]
+    send = operation.apply_async
+
+    def apply_async(*args: Any, **options: Any) -> Any:
+        if strikes:
+            raise strikes.pop()
+        return send(*args, **options)
+
+    monkeypatch.setattr(operation, "apply_async", apply_async)
+    with pytest.raises(SoftTimeLimitExceeded):
+        declare(away)(1)
+
+    assert messages(away) == [("celery_cachetiers.invalidate_tags", [["user:1"]])]
+    assert heard.failed == []
+
+
+def test_a_time_limit_that_strikes_while_a_callable_is_asked_is_the_bodys(app: Celery, heard: Heard) -> None:
+    def which(arguments: object, result: object) -> Iterator[str]:
+        yield "found"
+        raise SoftTimeLimitExceeded
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        declare(app, invalidates=which)(1)
+
+    assert heard.tags == ["found"]
+    assert [details["tags"] for details in heard.failed] == [()]
 
 
 # ---- declarations ----------------------------------------------------------------------------------------------------
