@@ -131,7 +131,7 @@ class TaskCache:
             raise ConfigurationError("sink", None, "a sink to delete from", f"task {self._memoized.name}")
         args, kwargs = self._dump(args, kwargs)
         call = self._memoized.call(args, kwargs)
-        tags = self._memoized.invalidated_by(args, kwargs, None)
+        tags = self._memoized.invalidated_by(args, kwargs, MISSING)
         outlet.deliver(call.digest, args, kwargs, None, deleted=True, tags=tags)
         self._forget([call.digest])
         self._invalidate(tags)

@@ -12,7 +12,7 @@ from celery import Celery, Task, _state, shared_task, signals
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from pydantic import BaseModel
 
-from celery_cachetiers import MISSING, CachedTask, CacheTiers, ConfigurationError, TierUnavailable
+from celery_cachetiers import MISSING, CachedTask, CacheTiers, ConfigurationError, TierUnavailable, sink
 from celery_cachetiers.events import Event
 from celery_cachetiers.invalidating import _on_success
 
@@ -395,6 +395,21 @@ def test_a_callable_gets_missing_where_the_body_failed(app: Celery, heard: Heard
         declare(app, fail, invalidates=lambda arguments, result: ["failed"] if result is MISSING else ["done"])(1)
 
     assert heard.tags == ["failed"]
+
+
+def test_a_callable_gets_missing_where_a_value_is_deleted_and_is_asked_once(app: Celery, heard: Heard) -> None:
+    got: list[object] = []
+
+    def which(arguments: Mapping[str, Any], result: Any) -> list[str]:
+        got.append(result)
+        return [f"user:{arguments['user_id']}"]
+
+    sink("invalidating.deletions")(lambda writes: None)
+    options = {"sink": "invalidating.deletions", "write": "through"}
+    declare(app, base=CachedTask, invalidates=which, **options).cache.delete(1)
+
+    assert got == [MISSING]
+    assert heard.tags[1:] == ["user:1"]
 
 
 def _raise(arguments: object, result: object) -> list[str]:
