@@ -327,7 +327,10 @@ def installed() -> CacheTiers:
     Raises:
         ConfigurationError: None has it, or several have and none is current.
     """
-    current = getattr(_state.get_current_app(), "_cachetiers", None)
+    app = _state.get_current_app()
+    if not hasattr(app, "_cachetiers") and app.autofinalize and not (app.finalized or _is_fallback(app)):
+        app.finalize()  # its tasks are bound then, and those that are cached install the extension
+    current = getattr(app, "_cachetiers", None)
     if isinstance(current, CacheTiers):
         return current
     everywhere = list(_installed)
@@ -335,6 +338,11 @@ def installed() -> CacheTiers:
         return everywhere[0]
     allowed = "exactly one app with CacheTiers(app) or a CachedTask; or call CacheTiers(app).invalidate_tag(...)"
     raise ConfigurationError("app", [each.app.main for each in everywhere], allowed)
+
+
+def _is_fallback(app: Celery) -> bool:
+    """Whether Celery has made the app itself, as no other is current: in threads it is there beside the user's."""
+    return app is _state.default_app and app.main == "default"
 
 
 def _reset_children() -> None:
