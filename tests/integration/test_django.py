@@ -285,6 +285,41 @@ def test_a_savepoint_a_failure_and_another_database(redis_server: RedisServer, n
     assert project(body, redis_server, namespace) == ["nothing", "order:1", "nothing", "order:2", "order:3 order:3"]
 
 
+def test_true_is_refused_while_transactions_are_managed_by_hand(redis_server: RedisServer, namespace: str) -> None:
+    body = (
+        CHANGES
+        + """
+    ran = []
+
+    @app.task(invalidates=["order:{number}"], on_commit=True)
+    def insists(number):
+        ran.append(number)
+
+    def tried(act):
+        try:
+            act()
+        except ConfigurationError as error:
+            return f"{error.option}={error.value}"
+        return said()
+
+    acts = [lambda: insists(1), lambda: invalidate_tag("order:2", on_commit=True), lambda: invalidate_tag("order:3")]
+    print(*map(tried, acts))
+    transaction.set_autocommit(False)
+    print(*map(tried, acts), ran)
+    transaction.commit()
+    with transaction.atomic():
+        connection.ensure_connection()
+    transaction.set_autocommit(True)
+    print(*map(tried, acts))
+    """
+    )
+    assert project(body, redis_server, namespace) == [
+        "order:1 order:2 order:3",
+        "on_commit=True on_commit=True order:3 [1]",
+        "order:1 order:2 order:3",
+    ]
+
+
 def test_where_redis_is_away_at_the_commit_a_message_is_sent(redis_server: RedisServer, namespace: str) -> None:
     body = (
         CHANGES

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
@@ -136,6 +136,54 @@ def test_the_session_is_usable_when_it_acts_and_one_that_raises_keeps_no_other_f
     assert (names, acts) == ([1], ["act"])
     session.rollback()
     assert session.execute(text("SELECT count(*) FROM users")).scalar() == 1
+
+
+@pytest.mark.parametrize("whose", ["session", "class"])
+def test_a_listener_that_raises_after_the_commit_does_not_make_it_a_rollback(session: Session, whose: str) -> None:
+    acts = Acts()
+
+    class Ours(Session):
+        pass
+
+    def fail(_: Session) -> None:
+        raise LookupError("another's")
+
+    with Ours(session.get_bind()) as ours:
+        event.listen(ours if whose == "session" else Ours, "after_commit", fail)
+        watch = Watch(ours)
+        write(ours)
+        acts.after(ours)
+        with pytest.raises(LookupError):
+            ours.commit()
+        assert acts == []  # SQLAlchemy lets such a session be closed, and nothing else
+
+    assert acts == ["act"]
+    assert watch.has_committed()
+
+
+@pytest.mark.parametrize("fails", ["a listener", "the database"])
+def test_a_commit_that_fails_is_a_rollback(session: Session, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    acts = Acts()
+
+    def fail(*_: object) -> None:
+        raise LookupError("no commit")
+
+    write(session)
+    acts.after(session)
+    if fails == "the database":
+        monkeypatch.setattr(session.get_bind().dialect, "do_commit", fail)
+    else:
+        event.listen(session, "before_commit", fail)
+    with pytest.raises(LookupError):
+        session.commit()
+    session.rollback()
+    monkeypatch.undo()
+    if fails == "a listener":
+        event.remove(session, "before_commit", fail)
+    write(session)
+    session.commit()
+
+    assert acts == []
 
 
 def test_a_long_lived_session_gathers_no_listeners(session: Session) -> None:
