@@ -101,7 +101,9 @@ def _open_in_django(*, must: bool, where: str | None) -> list[Wait]:
     connections = getattr(sys.modules.get("django.db"), "connections", None)
     used = connections.all(initialized_only=True) if connections is not None else []
     if must and any(map(_is_manual, used)):
-        allowed = "Django tells of no commit after set_autocommit(False): use atomic(), or invalidate after your commit()"
+        allowed = (
+            "Django tells of no commit after set_autocommit(False): use atomic(), or invalidate after your commit()"
+        )
         raise ConfigurationError("on_commit", True, allowed, where)
     return [connection.on_commit for connection in used if connection.in_atomic_block]
 

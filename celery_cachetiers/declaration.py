@@ -70,11 +70,11 @@ def check_invalidation(cls: type, options: Mapping[str, Any], binder: Binder, wh
         ConfigurationError: A template names no argument, a callable does not take (arguments, result), there is
             nothing to invalidate, or no database of the kind that ``on_commit`` names.
     """
+    check_on_commit(options.get("on_commit"), where)
     invalidates = options.get("invalidates")
     if invalidates is None:
         refuse_alone(cls, options, where)
         return ()
-    check_on_commit(options.get("on_commit"), where)
     if callable(invalidates):
         _check_takes_two(invalidates, where)
         return ()
@@ -91,9 +91,9 @@ def refuse_alone(cls: type, options: Mapping[str, Any], where: str) -> None:
     Raises:
         ConfigurationError: It does.
     """
-    for name in INVALIDATION[1:]:
-        if name in options and name in vars(cls):
-            raise ConfigurationError(name, options[name], "it goes with invalidates=[...], which is missing", where)
+    name = "invalidate_on_failure"
+    if name in options and name in vars(cls):
+        raise ConfigurationError(name, options[name], "it goes with invalidates=[...], which is missing", where)
 
 
 def _check_takes_two(invalidates: Callable[..., Any], where: str) -> None:

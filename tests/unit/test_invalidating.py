@@ -690,8 +690,9 @@ def test_on_commit_of_somebody_elses_task_is_left_alone_and_a_base_may_set_ours_
 
     assert declare(app, name="plain", invalidates=None, on_commit="theirs", lazy=False)(1, "a") == "a"
     assert declare(app, base=Base, invalidates=None, lazy=False)(1, "b") == "b"
+    assert declare(app, name="cached", base=CachedTask, invalidates=None, on_commit=False, lazy=False)(1, "c") == "c"
     with pytest.raises(ConfigurationError, match="goes with invalidates"):
-        declare(app, name="cached", base=CachedTask, invalidates=None, on_commit=False, lazy=False)
+        declare(app, name="bad", base=CachedTask, invalidates=None, invalidate_on_failure=False, lazy=False)
 
 
 # ---- where there is no body to wrap ----------------------------------------------------------------------------------
