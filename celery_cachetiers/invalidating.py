@@ -25,7 +25,7 @@ from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.binder import compile_binder
 from celery_cachetiers.body import Body, dumped, takes_models, with_models, wrap_body
 from celery_cachetiers.commits import Wait, Watch, open_transactions
-from celery_cachetiers.declaration import check_invalidation, invalidation_of
+from celery_cachetiers.declaration import check_invalidation, invalidation_of, refuse_uncached
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import ConfigurationError, TagError, TierUnavailable
 from celery_cachetiers.succession import Succession
@@ -73,6 +73,7 @@ def declare(tiers: CacheTiers, task: Any) -> None:
     if known is not None and known.task is task:
         return
     where = f"task {task.name}"
+    refuse_uncached(type(task), where)
     options = invalidation_of(type(task), where)
     if "invalidates" not in options:
         return

@@ -639,6 +639,7 @@ def test_a_time_limit_that_strikes_while_a_callable_is_asked_is_the_bodys(app: C
 
 BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"invalidates": "user:{user_id}"}, "invalidates", "a list or tuple of templates"),
+    ({"invalidates": []}, "invalidates", "a list or tuple of templates"),
     ({"invalidates": [5]}, "invalidates", "a list or tuple of templates"),
     ({"invalidates": ["user:{id}"]}, "invalidates", "'id' is not among the task's arguments (user_id, name)"),
     ({"invalidates": ["user:{"]}, "invalidates", "matching braces"),
@@ -693,6 +694,37 @@ def test_on_commit_of_somebody_elses_task_is_left_alone_and_a_base_may_set_ours_
     assert declare(app, name="cached", base=CachedTask, invalidates=None, on_commit=False, lazy=False)(1, "c") == "c"
     with pytest.raises(ConfigurationError, match="goes with invalidates"):
         declare(app, name="bad", base=CachedTask, invalidates=None, invalidate_on_failure=False, lazy=False)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_sink_of_a_task_that_is_not_cached_is_refused(app: Celery, installed: bool) -> None:
+    if installed:
+        CacheTiers(app)
+    with pytest.raises(ConfigurationError, match=r"sink='orders' of task rename .* base=CachedTask"):
+        declare(app, invalidates=None, sink="orders", write="behind", lazy=False)
+
+    for name, others in (("a", {"sink": "orders"}), ("b", {"write": "behind"}), ("c", {"sink": 5, "write": "behind"})):
+        assert declare(app, name=name, invalidates=None, lazy=False, **others)(1, "Ada") == "Ada"
+
+
+@pytest.mark.parametrize("value", ["user:{user_id}", ["user:{user_id}"]])
+def test_a_near_miss_on_a_task_that_is_not_cached_is_a_warning(
+    app: Celery, caplog: pytest.LogCaptureFixture, value: object
+) -> None:
+    assert declare(app, invalidates=None, invalidate=value)(1, "Ada") == "Ada"
+    app.finalize()
+
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "of task rename: did you mean invalidates=?" in record.getMessage()
+
+
+def test_what_may_be_another_librarys_is_none(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
+    for number, value in enumerate([True, [], [5], {"a": 1}, print]):
+        declare(app, name=f"theirs {number}", invalidates=None, invalidate=value, lazy=False)
+    declare(app, invalidate=["user:{user_id}"], lazy=False)
+
+    assert caplog.records == []
 
 
 # ---- where there is no body to wrap ----------------------------------------------------------------------------------
