@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, Task, signals
-from celery.exceptions import Ignore, MaxRetriesExceededError, Retry
+from celery.exceptions import Ignore, MaxRetriesExceededError, Retry, SoftTimeLimitExceeded
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
@@ -150,6 +150,23 @@ def test_a_callable_is_asked_once_where_the_body_ends_there(app: Celery, log: Lo
 
     assert asked == [MISSING]
     assert log == ["not invalidated", "publishes writer"]
+
+
+def test_what_cannot_be_said_is_told_once_for_each_time_it_was_asked(app: Celery, log: Log) -> None:
+    assert run(declare(app, again_and_on, invalidates=lambda arguments, result: [""]), 1) == 1
+
+    assert log == ["not invalidated", "publishes writer", "not invalidated"]
+
+
+def test_a_time_limit_that_strikes_before_it_is_sent_ends_the_body_and_sends_nothing(app: Celery, log: Log) -> None:
+    def which(arguments: Mapping[str, object], result: object) -> Iterator[str]:
+        yield "found"
+        raise SoftTimeLimitExceeded
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        run(declare(app, retried, invalidates=which), 1)
+
+    assert log == ["not invalidated", "found", "found"]
 
 
 @pytest.mark.parametrize("kind", SENDING)
