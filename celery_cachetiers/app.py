@@ -22,7 +22,7 @@ from celery_cachetiers.cache import TieredCache
 from celery_cachetiers.client import RedisClient
 from celery_cachetiers.clock import Clock, SystemClock
 from celery_cachetiers.codec import Codec
-from celery_cachetiers.commits import check_on_commit, open_transactions
+from celery_cachetiers.commits import Wait, check_on_commit, open_transactions
 from celery_cachetiers.counting import Counting, listen
 from celery_cachetiers.errors import ConfigurationError
 from celery_cachetiers.events import Event, Events
@@ -227,30 +227,42 @@ class CacheTiers:
             raise TypeError(f"invalidate_tags takes a list of tags, not the string {tags!r}; see invalidate_tag")
         given = list(tags)
         names = [escape_tag(checked_tag(tag)) for tag in given]
-        self._act(lambda: self.cache.invalidate(names), on_commit, "invalidate_tags", given)
+        self.when_committed(lambda: self.cache.invalidate(names), on_commit, "invalidate_tags", given)
 
     def invalidate_key(self, key: str, on_commit: Any = None) -> None:
         """Removes one entry by its key, as ``task.cache.key(...)`` gives it; a leader that computes it is refused."""
         if not isinstance(key, str) or len(key) != 32 or not set(key) <= set("0123456789abcdef"):
             raise ValueError(f"{key!r} is not a key: 32 hex characters, as task.cache.key(...) returns them")
-        self._act(lambda: self.cache.invalidate_key(key), on_commit, "invalidate_key", key)
+        self.when_committed(lambda: self.cache.invalidate_key(key), on_commit, "invalidate_key", key)
 
     def clear(self, task: str | None = None, on_commit: Any = None) -> None:
         """Makes every entry of one task (by name), or of the whole namespace, a miss. Costs: 1 round trip."""
-        self._act(lambda: self.cache.clear(task), on_commit, "clear", task)
+        self.when_committed(lambda: self.cache.clear(task), on_commit, "clear", task)
 
-    def _act(self, act: Callable[[], None], on_commit: Any, operation: str, *args: object) -> None:
-        """Now, for the caller to repeat; or after the commit, when nobody would: then a worker is asked to."""
-        check_on_commit(on_commit, f"{operation}()")
-        waits = open_transactions(on_commit, f"{operation}()")
+    def when_committed(self, act: Callable[[], None], on_commit: Any, operation: str, *args: object) -> None:
+        """Acts now, for the caller to repeat; or after the commit, when nobody would: then a worker is asked to.
+
+        Args:
+            operation: The built-in task that does what is needed with these arguments.
+        """
+        waits = self.open_transactions(on_commit, operation)
         if not waits:
             return act()
+        self.wait(waits, act, operation, *args)
+        return None
+
+    def open_transactions(self, on_commit: Any, operation: str) -> list[Wait]:
+        """What an ``on_commit=`` stands for here and now. Raises `ConfigurationError`."""
+        check_on_commit(on_commit, f"{operation}()")
+        return open_transactions(on_commit, f"{operation}()")
+
+    def wait(self, waits: list[Wait], act: Callable[[], None], operation: str, *args: object) -> None:
+        """Acts at each of these commits. Raises and asks as `when_committed`."""
         self.cache  # noqa: B018 - what is wrong with the settings is said here, not in the midst of a commit
         from celery_cachetiers.tasks import or_hand_over
 
         for wait in waits:
             wait(partial(or_hand_over, self, act, operation, *args))
-        return None
 
     def reset(self) -> None:
         """Closes connections and forgets settings, so that the next call reads ``app.conf`` anew; for tests."""
@@ -334,7 +346,7 @@ _LINES: dict[Event, tuple[int, str]] = {
     Event.BREAKER_CLOSED: (logging.INFO, "Redis answers again"),
     Event.LEASE_LOST: (logging.WARNING, "a lease was lost while its task ran; the value goes to its caller only"),
     Event.TAKEN_OVER: (logging.WARNING, "a leader outlasted wait_limit and was replaced"),
-    Event.HANDED_OVER: (logging.WARNING, "Redis cannot be reached; a worker was asked to invalidate once it can"),
+    Event.HANDED_OVER: (logging.WARNING, "an invalidation is not complete; a worker was asked to invalidate"),
     Event.SINK_FAILED: (logging.WARNING, "a sink has not taken its writes; they are tried again"),
     Event.BURIED: (logging.ERROR, "a write was given up and is in the dead-letter"),
     Event.UNUSABLE: (logging.DEBUG, "an entry could not be read or written"),
@@ -354,7 +366,10 @@ def installed() -> CacheTiers:
     Raises:
         ConfigurationError: None has it, or several have and none is current.
     """
-    current = getattr(_state.get_current_app(), "_cachetiers", None)
+    app: Any = _state.get_current_app()  # the stubs lack `autofinalize` and `finalized`
+    if not hasattr(app, "_cachetiers") and app.autofinalize and not (app.finalized or _is_fallback(app)):
+        app.finalize()  # its tasks are bound then, and those that are cached install the extension
+    current = getattr(app, "_cachetiers", None)
     if isinstance(current, CacheTiers):
         return current
     everywhere = list(_installed)
@@ -362,6 +377,11 @@ def installed() -> CacheTiers:
         return everywhere[0]
     allowed = "exactly one app with CacheTiers(app) or a CachedTask; or call CacheTiers(app).invalidate_tag(...)"
     raise ConfigurationError("app", [each.app.main for each in everywhere], allowed)
+
+
+def _is_fallback(app: Any) -> bool:
+    """Whether Celery has made the app itself, as no other is current: in threads it is there beside the user's."""
+    return app.main == "default" and app is _state.default_app  # type: ignore[attr-defined]  # not in the stubs
 
 
 def _reset_children() -> None:

@@ -45,7 +45,7 @@ def open_transactions(on_commit: object, where: str | None = None) -> list[Wait]
         on_commit: As the task option.
 
     Raises:
-        ConfigurationError: True, and Django is not configured.
+        ConfigurationError: True, and Django is not configured, or a connection is managed by hand.
         Exception: What a callable raises that should have returned a session.
     """
     if on_commit is False:
@@ -100,7 +100,17 @@ def _open_in_django(*, must: bool, where: str | None) -> list[Wait]:
         return []
     connections = getattr(sys.modules.get("django.db"), "connections", None)
     used = connections.all(initialized_only=True) if connections is not None else []
+    if must and any(map(_is_manual, used)):
+        allowed = (
+            "Django tells of no commit after set_autocommit(False): use atomic(), or invalidate after your commit()"
+        )
+        raise ConfigurationError("on_commit", True, allowed, where)
     return [connection.on_commit for connection in used if connection.in_atomic_block]
+
+
+def _is_manual(connection: Any) -> bool:
+    """Whether somebody else commits: Django takes no ``on_commit`` then, and does not know if anything is open."""
+    return not (connection.connection is None or connection.in_atomic_block or connection.autocommit)
 
 
 def _has_django() -> bool:
@@ -155,7 +165,7 @@ class _Ledger:
     def __init__(self) -> None:
         self.commits = 0
         self._waiting: list[Act] = []
-        self._committed = False
+        self._committing = self._committed = False
 
     @classmethod
     def of(cls, session: Any) -> _Ledger:
@@ -166,13 +176,23 @@ class _Ledger:
         from sqlalchemy import event
 
         ledger = session.info[_LEDGER] = cls()
+        event.listen(session, "before_commit", ledger._before_commit)
         event.listen(session, "after_commit", ledger._after_commit)
+        event.listen(session, "after_rollback", ledger._after_rollback)
         event.listen(session, "after_transaction_end", ledger._after_end)
         return ledger
 
     def open(self, session: Any) -> list[Wait]:
         """Waits for the session's transaction, if there is one."""
         return [self._waiting.append] if session.in_transaction() else []
+
+    def _before_commit(self, session: Any) -> None:
+        if not session.in_nested_transaction():
+            self._committing = True
+
+    def _after_rollback(self, session: Any) -> None:
+        if not session.in_nested_transaction():
+            self._committing = False
 
     def _after_commit(self, session: Any) -> None:
         if not session.in_nested_transaction():
@@ -183,8 +203,11 @@ class _Ledger:
         """The whole transaction is over, and the session may be used again: what is raised here breaks nothing."""
         if transaction.parent is not None:
             return
+        if self._committing and not self._committed:  # another's after_commit has raised before ours was called
+            self.commits += 1
+            self._committed = True
         waiting, committed = self._waiting, self._committed
-        self._waiting, self._committed = [], False
+        self._waiting, self._committing, self._committed = [], False, False
         if committed:
             _do_all(waiting)
 

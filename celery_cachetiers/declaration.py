@@ -18,6 +18,10 @@ INVALIDATION: Final = ("invalidates", "invalidate_on_failure", "on_commit")
 """The task options that any task may have, whatever its base."""
 
 
+OF_RESULT: Final = frozenset({"tags_from", "ttl_from", "cache_if"})
+"""The task options that are called with the result."""
+
+
 def checked(cls: type) -> None:
     """Checks the options of a task class as it is created, and makes callables among them plain functions of it.
 
@@ -32,6 +36,8 @@ def checked(cls: type) -> None:
             setattr(cls, name, staticmethod(own[name]))  # else it would become a method of the task
     options = options_of(cls)
     Policy.check(options, where)
+    for name in OF_RESULT & options.keys():
+        _check_takes(name, options[name], "result", where)
     _refuse_misspelt(cls, where)
     if own.get("run") is not None:
         binder = compile_binder(_unbound(cls, own["run"]), skip_first=False)
@@ -63,6 +69,31 @@ def invalidation_of(cls: type, where: str) -> dict[str, Any]:
     return Policy.check(given, where)
 
 
+def refuse_uncached(cls: type, where: str) -> None:
+    """Refuses on a task that is not cached what only a cached one does, and nobody else can mean.
+
+    Raises:
+        ConfigurationError: A sink, with the way to it.
+    """
+    if has_sink(cls) and not hasattr(cls, "memoized"):
+        sink = cls.sink  # type: ignore[attr-defined]
+        raise ConfigurationError("sink", sink, "it goes with base=CachedTask, which the task has not", where)
+
+
+def has_sink(cls: Any) -> bool:
+    """Whether a class says both, where its values go and how; one alone may be anybody's."""
+    return isinstance(getattr(cls, "sink", None), str) and getattr(cls, "write", None) in ("through", "behind")
+
+
+def misspelt_invalidates(cls: type) -> object | None:
+    """A task's ``invalidate=`` that looks like templates, where there is no ``invalidates=``; it may be another's."""
+    value = vars(cls).get("invalidate")
+    texts = [value] if isinstance(value, str) else value
+    if getattr(cls, "invalidates", None) is not None or not isinstance(texts, (list, tuple)) or not texts:
+        return None
+    return value if all(isinstance(text, str) for text in texts) else None
+
+
 def check_invalidation(cls: type, options: Mapping[str, Any], binder: Binder, where: str) -> tuple[TagTemplate, ...]:
     """Checks what a task's class says about invalidating against its arguments; returns the templates.
 
@@ -70,13 +101,13 @@ def check_invalidation(cls: type, options: Mapping[str, Any], binder: Binder, wh
         ConfigurationError: A template names no argument, a callable does not take (arguments, result), there is
             nothing to invalidate, or no database of the kind that ``on_commit`` names.
     """
+    check_on_commit(options.get("on_commit"), where)
     invalidates = options.get("invalidates")
     if invalidates is None:
         refuse_alone(cls, options, where)
         return ()
-    check_on_commit(options.get("on_commit"), where)
     if callable(invalidates):
-        _check_takes_two(invalidates, where)
+        _check_takes("invalidates", invalidates, "arguments, result", where)
         return ()
     names, open_ended = binder.argument_names, binder.var_keyword is not None
     try:
@@ -91,21 +122,22 @@ def refuse_alone(cls: type, options: Mapping[str, Any], where: str) -> None:
     Raises:
         ConfigurationError: It does.
     """
-    for name in INVALIDATION[1:]:
-        if name in options and name in vars(cls):
-            raise ConfigurationError(name, options[name], "it goes with invalidates=[...], which is missing", where)
+    name = "invalidate_on_failure"
+    if name in options and name in vars(cls):
+        raise ConfigurationError(name, options[name], "it goes with invalidates=[...], which is missing", where)
 
 
-def _check_takes_two(invalidates: Callable[..., Any], where: str) -> None:
+def _check_takes(option: str, function: Callable[..., Any], names: str, where: str) -> None:
     try:
-        signature = inspect.signature(invalidates)
+        signature = inspect.signature(function)
     except (TypeError, ValueError):  # it does not say
         return
+    count = names.count(",") + 1
     try:
-        signature.bind(None, None)
+        signature.bind(*[None] * count)
     except TypeError:
-        allowed = "a callable over (arguments, result), two positional arguments"
-        raise ConfigurationError("invalidates", invalidates, allowed, where) from None
+        allowed = f"a callable over ({names}), {count} positional argument{'s' if count > 1 else ''}"
+        raise ConfigurationError(option, function, allowed, where) from None
 
 
 def _refuse_misspelt(cls: type, where: str) -> None:

@@ -19,16 +19,17 @@ from typing import Any
 
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import signals
+from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.binder import compile_binder
 from celery_cachetiers.body import Body, dumped, takes_models, with_models, wrap_body
-from celery_cachetiers.commits import Watch, open_transactions
-from celery_cachetiers.declaration import check_invalidation, invalidation_of
+from celery_cachetiers.commits import Wait, Watch, open_transactions
+from celery_cachetiers.declaration import check_invalidation, invalidation_of, refuse_uncached
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import ConfigurationError, TagError, TierUnavailable
-from celery_cachetiers.events import Event
-from celery_cachetiers.tasks import or_hand_over
+from celery_cachetiers.succession import Succession
+from celery_cachetiers.tasks import or_hand_over, tell_lost
 from celery_cachetiers.templates import TagTemplate, checked_tag, escape_tag, user_tag
 
 logger = logging.getLogger("celery_cachetiers")
@@ -72,11 +73,13 @@ def declare(tiers: CacheTiers, task: Any) -> None:
     if known is not None and known.task is task:
         return
     where = f"task {task.name}"
+    refuse_uncached(type(task), where)
     options = invalidation_of(type(task), where)
     if "invalidates" not in options:
         return
     invalidation = Invalidation(tiers, task, options, where)
     try:
+        invalidation.succession.attend(task)
         wrap_body(task, invalidation.around)
     except (AttributeError, TypeError):
         logger.warning("celery-cachetiers: the body of %s cannot be wrapped: it invalidates late", task.name)
@@ -97,14 +100,25 @@ class Run:
         tags: What the templates gave before it ran.
         watch: Whether the session commits meanwhile.
         errors: What could not be rendered.
+        told: How many of these have been told.
+        interrupt: What has struck while the callable was asked: raised when the others are invalidated.
         asked: Whether the callable was, if there is one.
+        goes_on: Whether it was asked before the end, as the body has sent the message that goes on with it.
     """
 
     arguments: Mapping[str, object] | None
     watch: Watch
     tags: list[str] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
+    told: int = 0
+    interrupt: SoftTimeLimitExceeded | None = None
     asked: bool = False
+    goes_on: bool = False
+
+    def go_on(self) -> None:
+        """Raises what has struck meanwhile."""
+        if self.interrupt is not None:
+            raise self.interrupt
 
 
 _next: ContextVar[tuple[Invalidation, Run] | None] = ContextVar("cachetiers_next_run", default=None)
@@ -132,6 +146,7 @@ class Invalidation:
         )
         self._on_failure = options.get("invalidate_on_failure", True)
         self._on_commit = options.get("on_commit")
+        self.succession = Succession(self.before_going_on)
 
     def around(self, run: Body) -> Body:
         """The body, and then the invalidation."""
@@ -142,7 +157,8 @@ class Invalidation:
                 return run(*args, **kwargs)
             begun = self._begun() or self.begin(args, kwargs)
             try:
-                result = run(*args, **kwargs)
+                with self.succession.during(begun):
+                    result = run(*args, **kwargs)
             except BaseException as error:
                 self.has_failed(begun, error)
                 raise
@@ -199,8 +215,27 @@ class Invalidation:
         """Invalidates again what a body has changed, given escaped. Raises `TierUnavailable` as `has_succeeded`."""
         self._act([tag for name in names if (tag := user_tag(name)) is not None])
 
+    def before_going_on(self, begun: Run) -> None:
+        """Invalidates before the body sends its next attempt, or what replaces it; its end invalidates again.
+
+        A callable is told what it would be told at the end: such a body has no result. What waits for a commit goes on
+        waiting, as the message does not.
+        """
+        if not self._on_failure:
+            return
+        begun.goes_on = True
+        self._find(begun, MISSING)
+        if begun.tags and (not self._waits(begun) or begun.watch.has_committed()):
+            try:
+                self._act(begun.tags)
+            except TierUnavailable as fault:  # the body goes on all the same
+                self._report(fault, begun.tags)
+        begun.go_on()
+
     def has_succeeded(self, begun: Run, result: object) -> None:
         """Invalidates. Raises `TierUnavailable` when neither Redis nor the broker has taken it."""
+        if begun.goes_on:  # and has a result after all: retry(throw=False)
+            begun.asked = False
         self._invalidate(begun, result)
 
     def has_failed(self, begun: Run, error: BaseException) -> None:
@@ -251,45 +286,42 @@ class Invalidation:
                     begun.tags.append(checked_tag(tag))
             except Exception as error:
                 begun.errors.append(error)
-        for each in begun.errors:
+                if isinstance(error, SoftTimeLimitExceeded):
+                    begun.interrupt = error
+        untold, begun.told = begun.errors[begun.told :], len(begun.errors)
+        for each in untold:
             self._report(each, [])
 
     def _invalidate(self, begun: Run, result: object) -> None:
         self._find(begun, result)
-        if not begun.tags:
-            return
-        act = partial(self._act, begun.tags)
+        if begun.tags:
+            act, waits = partial(self._act, begun.tags), self._waits(begun)
+            if not waits or begun.watch.has_committed():
+                act()
+            for wait in waits:
+                wait(act)
+        begun.go_on()
+
+    def _waits(self, begun: Run) -> list[Wait]:
         try:
-            waits = open_transactions(self._on_commit, self._where)
+            return open_transactions(self._on_commit, self._where)
         except Exception as fault:  # early does no harm, and is not too late
             self._report(fault, begun.tags)
-            waits = []
-        if not waits or begun.watch.has_committed():
-            act()
-        for wait in waits:
-            wait(act)
+            return []
 
     def _act(self, tags: list[str]) -> None:
         names = sorted({escape_tag(tag) for tag in tags})
         act = partial(self.tiers.cache.invalidate, names)
+        eager = bool(self.task.request.is_eager)
         try:
-            if self.task.request.is_eager:
-                act()
-            else:
-                or_hand_over(self.tiers, act, "invalidate_tags", sorted(set(tags)))
+            or_hand_over(self.tiers, act, "invalidate_tags", sorted(set(tags)), task=self.name, eager=eager)
         except TierUnavailable as error:
             if self.tiers.settings.enabled:
                 raise
             self._report(error, tags)  # switched off, as in tests without servers: no fault of ours fails a task
 
-    def _report(self, error: Exception, tags: list[str]) -> None:
-        self.tiers.events.emit(Event.NOT_INVALIDATED, self.name, tags=tuple(tags), error=repr(error))
-        logger.error(
-            "celery-cachetiers: %s has run, and not all that it changed was invalidated: %s",
-            self.name,
-            error,
-            exc_info=error,
-        )
+    def _report(self, error: BaseException, tags: list[str]) -> None:
+        tell_lost(self.tiers, self.name, error, tags)
 
 
 # ---- what Celery tells -----------------------------------------------------------------------------------------------

@@ -113,6 +113,13 @@ def _tags(value: object) -> object:
     return value if callable(value) else _names(value)
 
 
+def _invalidates(value: object) -> object:
+    found = _tags(value)
+    if found == ():
+        raise _Refused
+    return found
+
+
 def _on_commit(value: object) -> object:
     if not isinstance(value, bool) and not callable(value) and not callable(getattr(value, "get_transaction", None)):
         raise _Refused
@@ -214,7 +221,8 @@ CALLABLE = Rule(_callable, "a callable")
 NAMES = Rule(_names, "a list or tuple of names (a single name needs the brackets too)")
 TAGS = Rule(_tags, 'a list or tuple of templates such as ["user:{user_id}"], or a callable over the arguments')
 INVALIDATES = Rule(
-    _tags, 'a list or tuple of templates such as ["user:{user_id}"], or a callable over (arguments, result)'
+    _invalidates,
+    'a list or tuple of templates such as ["user:{user_id}"], or a callable over (arguments, result); None for nothing',
 )
 ON_COMMIT = Rule(
     _on_commit, "True, False, a SQLAlchemy session or scoped_session, or a callable that returns the session in use"

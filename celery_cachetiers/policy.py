@@ -140,8 +140,8 @@ class Policy:
     on_commit: Any = _field(
         None,
         rules.optional(rules.ON_COMMIT),
-        "what an invalidation waits for: ``None`` for an open atomic block of Django, ``False`` for nothing, a session "
-        "for its commit",
+        "what an invalidation waits for, and what is put or invalidated by ``task.cache``: ``None`` for an open atomic "
+        "block of Django, ``False`` for nothing, a session for its commit",
     )
     key: Callable[..., Any] | None = _field(
         None,

@@ -106,11 +106,12 @@ class Registry:
         return self._computing
 
     def unused(self) -> Iterator[tuple[str, str]]:
-        """Task and pattern, for what is invalidated and no task depends on, as far as it can be known.
+        """Task and pattern, for what is invalidated and no task depends on, as far as declared tags tell.
 
-        That is nothing while there are `computed` tags, or where no task has any: what depends on them runs elsewhere.
+        That is uncertain while there are `computed` tags, and nothing where no task declares any: what depends on them
+        runs elsewhere.
         """
-        if self._computed or not any(self._depend.values()):
+        if not any(self._depend.values()):
             return
         depend = {pattern for patterns in self._depend.values() for pattern in patterns}
         invalidated = {pattern for patterns in self._invalidate.values() for pattern in patterns}
@@ -138,8 +139,13 @@ class StartCheck(bootsteps.Step):
         tiers = CacheTiers(worker.app)
         declare_all(tiers)
         tiers.settings  # noqa: B018 - resolved here
-        for name, pattern in tiers.registry.unused():
-            logger.warning("celery-cachetiers: %s invalidates %r, and no task here depends on it", name, pattern)
+        registry = tiers.registry
+        level, line = logging.WARNING, "no task here depends on it"
+        if registry.computed():
+            names = ", ".join(registry.computed())
+            level, line = logging.INFO, f"no task here declares that it depends on it; the tags of {names} are computed"
+        for name, pattern in registry.unused():
+            logger.log(level, "celery-cachetiers: %s invalidates %r, and %s", name, pattern, line)
 
 
 def pattern_of(template: str) -> str:

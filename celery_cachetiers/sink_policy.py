@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery_cachetiers import options as rules
+from celery_cachetiers.errors import ConfigurationError
 from celery_cachetiers.options import Rule
 
 
@@ -50,10 +51,15 @@ class SinkPolicy:
         """The options, each checked.
 
         Raises:
-            ConfigurationError: Naming option, value and allowed range.
+            ConfigurationError: Naming option, value and allowed range; a journal with no room for one full batch, if
+                the size of a batch is said.
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
         checked: dict[str, Any] = {
             name: fields[name].metadata["rule"].check(name, value, where) for name, value in given.items()
         }
-        return cls(**checked)
+        policy = cls(**checked)
+        if policy.max_pending < policy.batch_size != fields["batch_size"].default:
+            allowed = f"at least batch_size={policy.batch_size}: there would never be a full batch"
+            raise ConfigurationError("max_pending", policy.max_pending, allowed, where)
+        return policy

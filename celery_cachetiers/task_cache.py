@@ -51,15 +51,19 @@ class TaskCache:
         return reading.value
 
     def put(
-        self, args: tuple[Any, ...], value: object, kwargs: Mapping[str, Any] | None = None, *, ttl: float | None = None
-    ) -> None:
+        self, args: tuple[Any, ...], value: object, kwargs: Mapping[str, Any] | None = None, *,
+        ttl: float | None = None, on_commit: Any = None,
+    ) -> None:  # fmt: skip
         """Stores a value as if the body had just returned it; a leader that computes the key now is refused.
 
         Args:
             args: The call's positional arguments, as a tuple.
             ttl: Seconds this value is fresh; the task's ``ttl`` by default.
+            on_commit: As the task option, which says it by default. A value that waits for a commit is kept as it is
+                now, and dropped on a rollback.
 
         Raises:
+            ConfigurationError: A write to a sink, which waits for no commit, is to wait for one.
             UnusableEntry: It cannot be serialized, or is larger than ``max_bytes``.
             TierUnavailable: L2 was not reached, or is full.
 
@@ -68,9 +72,9 @@ class TaskCache:
         """
         if not isinstance(args, (tuple, list)):
             raise TypeError(f"put takes the call's positional arguments as a tuple, not {args!r}")
-        self.put_many([(args, value, kwargs or {})], ttl=ttl)
+        self.put_many([(args, value, kwargs or {})], ttl=ttl, on_commit=on_commit)
 
-    def put_many(self, items: Iterable[Given], *, ttl: float | None = None) -> None:
+    def put_many(self, items: Iterable[Given], *, ttl: float | None = None, on_commit: Any = None) -> None:
         """The same for several calls: ``[((1,), value), ((2,), value, {"kind": "x"})]``.
 
         Costs: as one `put`, for every 500 values; with ``write="through"`` 1 round trip more for each value.
@@ -79,11 +83,14 @@ class TaskCache:
         ttl = self._checked_ttl(ttl)
         calls = [self._memoized.call(args, kwargs) for args, kwargs, _ in rows]
         entries = [(call, value) for call, (_, _, value) in zip(calls, rows, strict=True)]
-        outlet, cache = self._memoized.outlet, self._memoized.cache
+        outlet = self._memoized.outlet
         if outlet is None:
             if self._on():
-                cache.put_all(entries, ttl)
+                self._put(entries, ttl, self._on_commit if on_commit is None else on_commit)
             return
+        if on_commit is not None and on_commit is not False:
+            allowed = "None or False: what the sink gets is written when put returns, and does not wait for a commit"
+            raise ConfigurationError("on_commit", on_commit, allowed, f"put() of task {self._memoized.name}")
         tags = [self._memoized.invalidated_by(*row) for row in rows]
         writes: list[Keyed] = [(call.digest, *row) for call, row in zip(calls, rows, strict=True)]
         together = outlet.beside(writes, tags) if self._on() else None
@@ -92,6 +99,20 @@ class TaskCache:
         else:
             self._put_apart(outlet, writes, tags, entries, ttl)
         self._invalidate([name for names in tags for name in names])
+
+    def _put(self, entries: list[tuple[Call, object]], ttl: float | None, on_commit: Any) -> None:
+        tiers, cache, name = self._memoized.extension, self._memoized.cache, self._memoized.name
+        waits = tiers.open_transactions(on_commit, "put")
+        prepared = cache.prepare(entries, ttl)
+        if not (waits and prepared):
+            return cache.store(prepared)
+        digests = [call.digest for call, _ in entries]
+        # With two databases each commits for itself: what is put at the second may be older than what came after the
+        # first. So the keys are forgotten at each.
+        act = partial(cache.store, prepared) if len(waits) == 1 else partial(self._forget, digests)
+        # Nobody repeats a put: where it cannot be done, what was there before must not go on answering.
+        instead = ("invalidate_key", digests[0]) if len(digests) == 1 else ("clear", name)
+        return tiers.wait(waits, act, *instead)
 
     def _put_together(
         self, outlet: TaskOutlet, together: BesideWrite, entries: list[tuple[Call, object]], ttl: float | None
@@ -123,6 +144,8 @@ class TaskCache:
     def delete(self, *args: Any, **kwargs: Any) -> None:
         """Removes the entry, and has the task's sink remove what it has: it gets a `Write` with ``deleted``.
 
+        It waits for no commit, as all that goes to a sink.
+
         Raises:
             ConfigurationError: The task has no sink; to remove an entry alone is `invalidate`.
             TierUnavailable: L2 was not reached; the sink gets the write all the same.
@@ -134,7 +157,7 @@ class TaskCache:
             raise ConfigurationError("sink", None, "a sink to delete from", f"task {self._memoized.name}")
         args, kwargs = self._dump(args, kwargs)
         call = self._memoized.call(args, kwargs)
-        tags = self._memoized.invalidated_by(args, kwargs, None)
+        tags = self._memoized.invalidated_by(args, kwargs, MISSING)
         outlet.deliver(call.digest, args, kwargs, None, deleted=True, tags=tags)
         self._forget([call.digest])
         self._invalidate(tags)
@@ -152,10 +175,14 @@ class TaskCache:
     def invalidate(self, *args: Any, **kwargs: Any) -> None:
         """Removes the entry; a leader that computes the key now is refused. Costs: 1 round trip.
 
+        What the task option ``on_commit`` stands for is waited for, as by the function `invalidate_key`.
+
         Raises:
             TierUnavailable: L2 was not reached.
         """
-        self._memoized.cache.invalidate_key(self._call(args, kwargs).digest, self._memoized.name)
+        digest, name = self._call(args, kwargs).digest, self._memoized.name
+        act = partial(self._memoized.cache.invalidate_key, digest, name)
+        self._memoized.extension.when_committed(act, self._on_commit, "invalidate_key", digest)
 
     def refresh(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the body here and now, replaces the entry, and returns the value."""
@@ -192,6 +219,10 @@ class TaskCache:
 
     def __repr__(self) -> str:
         return f"<TaskCache of {self._memoized.name}: {self.info()}>"
+
+    @property
+    def _on_commit(self) -> Any:
+        return self._memoized.policy.on_commit
 
     def _on(self) -> bool:
         return self._memoized.enabled and not self._memoized.extension.suspended

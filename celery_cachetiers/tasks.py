@@ -6,15 +6,19 @@ worker do it, which retries until Redis has taken it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from celery import Celery, Task
+from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_cachetiers import app as extension
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.events import Event
+
+logger = logging.getLogger("celery_cachetiers")
 
 RETRY_BACKOFF_MAX = 30
 
@@ -84,26 +88,59 @@ _OPERATIONS = (
 invalidate_tag, invalidate_tags, invalidate_key, clear = _OPERATIONS
 
 
-def or_hand_over(tiers: extension.CacheTiers, act: Callable[[], None], operation: str, *args: object) -> None:
-    """Acts; where Redis cannot be reached, has a worker do it, which retries until it can.
+def or_hand_over(
+    tiers: extension.CacheTiers, act: Callable[[], None], operation: str, *args: object,
+    task: str = "", eager: bool = False,
+) -> None:  # fmt: skip
+    """Acts; where Redis cannot be reached, or the act is cut short, has a worker do it, which retries until it can.
 
     Args:
         operation: The built-in task that does the same with these arguments.
+        task: Whose body it follows, if any.
+        eager: This process would be the worker itself.
 
     Raises:
-        TierUnavailable: Neither Redis nor the broker has taken it, or this process would be the worker itself.
+        TierUnavailable: Neither Redis nor the broker has taken it, or there is no worker.
+        BaseException: What has cut it short, such as a soft time limit or the end of the process. Where the broker has
+            not taken it either, that is told.
     """
+    eager = eager or tiers.app.conf.task_always_eager
     try:
-        act()
-    except TierUnavailable as error:
-        if tiers.app.conf.task_always_eager:
-            raise
         try:
-            task: Any = tiers.app.tasks[f"celery_cachetiers.{operation}"]
-            task.apply_async(args, add_to_parent=False, ignore_result=True)
-        except Exception as refused:
-            raise TierUnavailable(f"{error}; nor has the broker taken it: {refused}") from refused
-        tiers.events.emit(Event.HANDED_OVER, operation=operation, args=args, error=str(error))
+            act()
+        except TierUnavailable as error:
+            _hand_over(tiers, error, operation, args, eager)
+    except TierUnavailable:
+        raise
+    except BaseException as interrupt:  # whatever it is: nobody knows how far the act has come
+        try:
+            _hand_over(tiers, interrupt, operation, args, eager)
+        except BaseException as refused:
+            tell_lost(tiers, task or f"{operation}()", refused, args[0] if operation == "invalidate_tags" else ())
+        raise
+
+
+def _hand_over(
+    tiers: extension.CacheTiers, error: BaseException, operation: str, args: tuple[object, ...], eager: bool
+) -> None:
+    if eager:
+        raise error
+    try:
+        task: Any = tiers.app.tasks[f"celery_cachetiers.{operation}"]
+        task.apply_async(args, add_to_parent=False, ignore_result=True)
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception as refused:
+        raise TierUnavailable(f"{error}; nor has the broker taken it: {refused}") from refused
+    tiers.events.emit(Event.HANDED_OVER, operation=operation, args=args, error=str(error) or repr(error))
+
+
+def tell_lost(tiers: extension.CacheTiers, name: str, error: BaseException, tags: Any) -> None:
+    """Says that something has run, and that not all it has changed is invalidated."""
+    tiers.events.emit(Event.NOT_INVALIDATED, name, tags=tuple(tags), error=repr(error))
+    logger.error(
+        "celery-cachetiers: %s has run, and not all that it changed was invalidated: %s", name, error, exc_info=error
+    )
 
 
 def register(app: Celery) -> None:

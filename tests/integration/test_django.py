@@ -285,6 +285,76 @@ def test_a_savepoint_a_failure_and_another_database(redis_server: RedisServer, n
     assert project(body, redis_server, namespace) == ["nothing", "order:1", "nothing", "order:2", "order:3 order:3"]
 
 
+def test_what_is_put_and_invalidated_by_arguments_waits_too(redis_server: RedisServer, namespace: str) -> None:
+    body = """
+    @app.task(base=CachedTask, on_commit=False)
+    def hasty(number):
+        return number
+
+    def seen():
+        return [total.cache.get(1), total.cache.get(2), total.cache.get(3), hasty.cache.get(1)]
+
+    def change(fail=False):
+        with transaction.atomic():
+            total.cache.put((1,), "new")
+            total.cache.put_many([((2,), "new")])
+            total.cache.invalidate(3)
+            hasty.cache.put((1,), "hasty")
+            print(seen())
+            if fail:
+                raise LookupError
+
+    total(1), total(3)
+    try:
+        change(fail=True)
+    except LookupError:
+        print(seen())
+    change()
+    print(seen())
+    with transaction.atomic(), transaction.atomic(using="archive"):
+        total.cache.put((1,), "newer")
+    print(seen())
+    """
+    assert project(body, redis_server, namespace) == [
+        *["[10, MISSING, 30, 'hasty']"] * 3,
+        "['new', 'new', MISSING, 'hasty']",
+        "[MISSING, 'new', MISSING, 'hasty']",
+    ]
+
+
+def test_true_is_refused_while_transactions_are_managed_by_hand(redis_server: RedisServer, namespace: str) -> None:
+    body = (
+        CHANGES
+        + """
+    ran = []
+
+    @app.task(invalidates=["order:{number}"], on_commit=True)
+    def insists(number):
+        ran.append(number)
+
+    def tried(act):
+        try:
+            act()
+        except ConfigurationError as error:
+            return f"{error.option}={error.value}"
+        return said()
+
+    acts = [lambda: insists(1), lambda: invalidate_tag("order:2", on_commit=True), lambda: invalidate_tag("order:3")]
+    print(*map(tried, acts))
+    transaction.set_autocommit(False)
+    print(*map(tried, acts), ran)
+    transaction.commit()
+    transaction.set_autocommit(True)
+    print(*map(tried, acts))
+    """
+    )
+    assert project(body, redis_server, namespace) == [
+        "order:1 order:2 order:3",
+        "on_commit=True on_commit=True order:3 [1]",
+        "order:1 order:2 order:3",
+    ]
+
+
 def test_where_redis_is_away_at_the_commit_a_message_is_sent(redis_server: RedisServer, namespace: str) -> None:
     body = (
         CHANGES

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from celery import chain
 
 from celery_cachetiers import MISSING, CachedResult
@@ -130,7 +130,7 @@ def test_a_failed_writer_has_invalidated_when_its_failure_can_be_seen(
     assert show(here, row) == "half"
 
 
-def test_every_attempt_of_a_retried_writer_invalidates(
+def test_every_attempt_of_a_retried_writer_invalidates_and_once_more_before_the_next_is_sent(
     deployment: tuple[Deployment, Worker], proxy: RedisProxy
 ) -> None:
     here, _ = deployment
@@ -139,7 +139,7 @@ def test_every_attempt_of_a_retried_writer_invalidates(
     proxy.reset()
     here.task("write.retried").delay(row, "new").get(timeout=PATIENCE)
 
-    assert sum(trip[-2:] == ("EVALSHA", "PUBLISH") for trip in proxy.trips) == 2
+    assert sum(trip[-2:] == ("EVALSHA", "PUBLISH") for trip in proxy.trips) == 3
 
 
 # ---- cached writers --------------------------------------------------------------------------------------------------
@@ -175,6 +175,25 @@ def test_what_redis_did_not_take_arrives_later_through_the_broker(
     assert here.task("write").delay(row, "new").get(timeout=PATIENCE) == "new"
     worker.wait_for_log("a worker was asked to invalidate")
     assert cached(here, row) is None  # nobody could be told yet
+    proxy.heal()
+
+    wait_until(lambda: cached(here, row) is MISSING, timeout=40, message="the invalidation")
+    assert show(here, row) == "new"
+
+
+def test_what_a_soft_time_limit_cuts_short_arrives_through_the_broker_too(start: Start, proxy: RedisProxy) -> None:
+    here, worker = start(
+        conf={"cachetiers_url": proxy.url(3), "cachetiers_timeout": 10.0}, pool="prefork", concurrency=2
+    )
+    row = new_name()
+    show(here, row)
+    proxy.hang()
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        here.task("write").apply_async((row, "new"), soft_time_limit=1).get(timeout=PATIENCE)
+    worker.wait_for_log("a worker was asked to invalidate")
+    assert cached(here, row) is None
+    proxy.cut()
     proxy.heal()
 
     wait_until(lambda: cached(here, row) is MISSING, timeout=40, message="the invalidation")

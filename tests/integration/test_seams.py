@@ -820,6 +820,47 @@ def test_the_functions_find_the_current_app_else_the_only_one() -> None:
     assert lines == ["app app", "only only", "app app", "other app"]
 
 
+FIRST_ACT = """
+    from celery import Celery, _state, shared_task
+    from celery_cachetiers import CachedTask, ConfigurationError, invalidate_tag
+
+    @shared_task(base=CachedTask, name="shared")
+    def shared(n): ...
+
+    if {fallback}:
+        try:
+            invalidate_tag("user:1")
+        except ConfigurationError as error:
+            print(error.option, hasattr(_state.default_app, "_cachetiers"))
+
+    app = Celery("{name}", broker="memory://", autofinalize={autofinalize})
+    app.conf.task_always_eager = True
+
+    @app.task(base=CachedTask, tags=["user:{{user_id}}"])
+    def profile(user_id): ...
+
+    try:
+        {act}
+    except ConfigurationError as error:
+        print(error.option)
+    print(hasattr(app, "_cachetiers"))
+"""
+
+
+@pytest.mark.parametrize("act", ['invalidate_tag("user:1")', 'invalidate_tag.delay("user:1").get()'])
+@pytest.mark.parametrize("name", ["shop", "default"])
+def test_an_invalidation_may_be_the_first_act_of_a_process(act: str, name: str) -> None:
+    program = FIRST_ACT.format(fallback=False, name=name, autofinalize=True, act=act)
+
+    assert run_python(program) == "True"
+
+
+def test_but_neither_celerys_own_app_nor_one_that_its_owner_finalizes_is_finalized_for_it() -> None:
+    program = FIRST_ACT.format(fallback=True, name="shop", autofinalize=False, act='invalidate_tag("user:1")')
+
+    assert run_python(program).splitlines() == ["app False", "app", "False"]
+
+
 def test_the_environment_switches_everything_off(redis_server: RedisServer, namespace: str) -> None:
     program = """
         import os

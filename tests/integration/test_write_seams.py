@@ -261,7 +261,7 @@ def test_a_callable_is_asked_once_what_a_run_invalidates_and_once_for_a_put_and_
     heard.clear()
     flush(app)
 
-    assert asked == ["a#1", "put", None]
+    assert asked == ["a#1", "put", MISSING]
     if write == "behind":
         assert {name for name in heard if name.startswith("page:")} == {"page:a", "page:b", "page:c"}
 

@@ -119,7 +119,7 @@ def task_cache(task: CachedTask) -> None:
     assert_type(cache.key(1), str)
     value = cache.get(1, verbose=True)
     if value is MISSING:
-        cache.put((1,), {"a": 1}, {"verbose": True}, ttl=5)
+        cache.put((1,), {"a": 1}, {"verbose": True}, ttl=5, on_commit=False)
     cache.invalidate(1)
     assert_type(cache.refresh(1), Any)
     assert_type(cache.info().l1_hits, int)

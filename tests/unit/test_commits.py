@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from celery_cachetiers import CacheTiers, ConfigurationError, TierUnavailable
+from celery_cachetiers import MISSING, CachedTask, CacheTiers, ConfigurationError, TierUnavailable, UnusableEntry, sink
 from celery_cachetiers.commits import Watch, check_on_commit, open_transactions
 from celery_cachetiers.events import Event
 
@@ -136,6 +136,54 @@ def test_the_session_is_usable_when_it_acts_and_one_that_raises_keeps_no_other_f
     assert (names, acts) == ([1], ["act"])
     session.rollback()
     assert session.execute(text("SELECT count(*) FROM users")).scalar() == 1
+
+
+@pytest.mark.parametrize("whose", ["session", "class"])
+def test_a_listener_that_raises_after_the_commit_does_not_make_it_a_rollback(session: Session, whose: str) -> None:
+    acts = Acts()
+
+    class Ours(Session):
+        pass
+
+    def fail(_: Session) -> None:
+        raise LookupError("another's")
+
+    with Ours(session.get_bind()) as ours:
+        event.listen(ours if whose == "session" else Ours, "after_commit", fail)
+        watch = Watch(ours)
+        write(ours)
+        acts.after(ours)
+        with pytest.raises(LookupError):
+            ours.commit()
+        assert acts == []  # SQLAlchemy lets such a session be closed, and nothing else
+
+    assert acts == ["act"]
+    assert watch.has_committed()
+
+
+@pytest.mark.parametrize("fails", ["a listener", "the database"])
+def test_a_commit_that_fails_is_a_rollback(session: Session, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    acts = Acts()
+
+    def fail(*_: object) -> None:
+        raise LookupError("no commit")
+
+    write(session)
+    acts.after(session)
+    if fails == "the database":
+        monkeypatch.setattr(session.get_bind().dialect, "do_commit", fail)
+    else:
+        event.listen(session, "before_commit", fail)
+    with pytest.raises(LookupError):
+        session.commit()
+    session.rollback()
+    monkeypatch.undo()
+    if fails == "a listener":
+        event.remove(session, "before_commit", fail)
+    write(session)
+    session.commit()
+
+    assert acts == []
 
 
 def test_a_long_lived_session_gathers_no_listeners(session: Session) -> None:
@@ -280,6 +328,130 @@ def test_where_redis_is_away_at_the_commit_a_worker_is_asked(
     assert message.headers["task"] == f"celery_cachetiers.{operation}"
     assert message.payload[0] == args
     tiers.reset()
+
+
+# ---- task.cache ------------------------------------------------------------------------------------------------------
+
+
+def double(n: int) -> int:
+    return 2 * n
+
+
+def cached(tiers: CacheTiers, **options: Any) -> Any:
+    return tiers.app.task(double, **{"name": "double", "base": CachedTask, "shared": False, **options})
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_what_is_put_waits_for_the_commit(tiers: CacheTiers, session: Session, end: str) -> None:
+    task, values = cached(tiers, on_commit=session), {"row": [1]}
+    task(1)
+    write(session)
+    task.cache.put((1,), values)
+    task.cache.put_many([((2,), "two"), ((3,), "three")])
+    values["row"].append(2)
+    assert [task.cache.get(n) for n in (1, 2, 3)] == [2, MISSING, MISSING]
+
+    getattr(session, end)()
+
+    after = {"commit": [{"row": [1]}, "two", "three"], "rollback": [2, MISSING, MISSING]}
+    assert [task.cache.get(n) for n in (1, 2, 3)] == after[end]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_so_does_what_is_invalidated_by_its_arguments(tiers: CacheTiers, session: Session, end: str) -> None:
+    task = cached(tiers, on_commit=session)
+    task(1)
+    write(session)
+    task.cache.invalidate(1)
+    assert task.cache.get(1) == 2
+
+    getattr(session, end)()
+
+    assert task.cache.get(1) == (MISSING if end == "commit" else 2)
+
+
+def test_a_put_may_say_what_it_waits_for(tiers: CacheTiers, session: Session) -> None:
+    task, hasty = cached(tiers), cached(tiers, name="hasty", on_commit=session)
+    write(session)
+    task.cache.put((1,), "one", on_commit=session)
+    task.cache.put_many([], on_commit=session)
+    hasty.cache.put((1,), "one", on_commit=False)
+    assert (task.cache.get(1), hasty.cache.get(1)) == (MISSING, "one")
+
+    session.commit()
+
+    assert task.cache.get(1) == "one"
+
+
+def test_what_is_wrong_with_a_value_is_said_at_once(tiers: CacheTiers, session: Session) -> None:
+    write(session)
+    with pytest.raises(UnusableEntry):
+        cached(tiers).cache.put((1,), object(), on_commit=session)
+    with pytest.raises(ConfigurationError, match=r"on_commit='x' of put\(\)"):
+        cached(tiers).cache.put((1,), 1, on_commit="x")
+
+
+def test_of_two_transactions_each_forgets_what_was_put(
+    tiers: CacheTiers, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, waiting = cached(tiers), Waiting()
+    monkeypatch.setattr(tiers, "open_transactions", lambda on_commit, operation: [waiting.append] * 2)
+    task(1)
+    task.cache.put((1,), "put")
+    [first, second] = waiting
+    first()
+    assert task.cache.get(1) is MISSING
+    assert task(1) == 2
+    second()
+
+    assert task.cache.get(1) is MISSING
+
+
+class Waiting(list[Callable[[], None]]):
+    """What two commits will do."""
+
+
+@pytest.mark.parametrize(
+    ("act", "operation", "args"),
+    [
+        (lambda cache: cache.put((1,), "one"), "invalidate_key", ["{key}"]),
+        (lambda cache: cache.put_many([((1,), "one"), ((2,), "two")]), "clear", ["double"]),
+        (lambda cache: cache.invalidate(1), "invalidate_key", ["{key}"]),
+    ],
+)
+def test_where_redis_is_away_at_the_commit_a_worker_forgets_what_was_there(
+    session: Session, act: Callable[[Any], None], operation: str, args: list[str]
+) -> None:
+    app = Celery("away", broker="memory://", set_as_current=False)
+    app.conf.update(cachetiers_url="redis://127.0.0.1:1/0", task_default_queue="instead")
+    tiers = CacheTiers(app)
+    task = cached(tiers, on_commit=session)
+    write(session)
+    act(task.cache)
+    session.commit()
+
+    with app.connection_for_read() as connection:
+        queue = app.amqp.queues["instead"](connection.default_channel)
+        message = queue.get(no_ack=True)
+        assert queue.get(no_ack=True) is None
+    assert message.headers["task"] == f"celery_cachetiers.{operation}"
+    assert message.payload[0] == [each.format(key=task.cache.key(1)) for each in args]
+    tiers.reset()
+
+
+def test_what_goes_to_a_sink_waits_for_no_commit(tiers: CacheTiers, session: Session) -> None:
+    got: list[tuple[object, bool]] = []
+    sink("commits")(lambda writes: got.extend((each.value, each.deleted) for each in writes))
+    task = cached(tiers, on_commit=session, sink="commits", write="through")
+    write(session)
+    task.cache.put((1,), "one")
+    task.cache.put((1,), "two", on_commit=False)
+    task.cache.delete(1)
+
+    assert got == [("one", False), ("two", False), (None, True)]
+    with pytest.raises(ConfigurationError, match=r"on_commit=.*written when put returns"):
+        task.cache.put((1,), "three", on_commit=session)
+    assert len(got) == 3
 
 
 # ---- tasks -----------------------------------------------------------------------------------------------------------

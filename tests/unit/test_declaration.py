@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -65,6 +66,16 @@ def test_a_bad_value_names_option_value_and_range(app: Celery, option: str, valu
     assert str(error) == f"{option}={value!r} of task profile is not usable: {error.allowed}"
     assert isinstance(error, CacheTiersError)
     assert isinstance(error, ValueError)
+
+
+@pytest.mark.parametrize("option", ["tags_from", "ttl_from", "cache_if"])
+def test_what_is_asked_about_the_result_takes_one_argument(app: Celery, option: str) -> None:
+    for function in (lambda a, b: 0, lambda: 0, lambda *, result: 0):
+        with pytest.raises(ConfigurationError, match=rf"{option}=.*a callable over \(result\), 1 positional argument"):
+            declare(app, **{option: function})
+
+    for function in (lambda a, b=1: 0, lambda *all: 0, len, bool, str, functools.partial(max, 1)):
+        assert declare(app, name=f"fine {function}", **{option: function}).name
 
 
 @pytest.mark.parametrize(

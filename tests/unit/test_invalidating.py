@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import Celery, Task, _state, shared_task, signals
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from pydantic import BaseModel
 
-from celery_cachetiers import MISSING, CachedTask, CacheTiers, ConfigurationError, TierUnavailable
+from celery_cachetiers import MISSING, CachedTask, CacheTiers, ConfigurationError, TierUnavailable, sink
 from celery_cachetiers.events import Event
 from celery_cachetiers.invalidating import _on_success
 
@@ -397,6 +397,21 @@ def test_a_callable_gets_missing_where_the_body_failed(app: Celery, heard: Heard
     assert heard.tags == ["failed"]
 
 
+def test_a_callable_gets_missing_where_a_value_is_deleted_and_is_asked_once(app: Celery, heard: Heard) -> None:
+    got: list[object] = []
+
+    def which(arguments: Mapping[str, Any], result: Any) -> list[str]:
+        got.append(result)
+        return [f"user:{arguments['user_id']}"]
+
+    sink("invalidating.deletions")(lambda writes: None)
+    options = {"sink": "invalidating.deletions", "write": "through"}
+    declare(app, base=CachedTask, invalidates=which, **options).cache.delete(1)
+
+    assert got == [MISSING]
+    assert heard.tags[1:] == ["user:1"]
+
+
 def _raise(arguments: object, result: object) -> list[str]:
     raise LookupError("no idea")
 
@@ -533,10 +548,98 @@ def test_a_setting_that_cannot_be_used_is_said_before_the_body_writes(app: Celer
     assert ran == []
 
 
+# ---- cut short -------------------------------------------------------------------------------------------------------
+
+INTERRUPTS = [SoftTimeLimitExceeded(), SystemExit(0), KeyboardInterrupt(), RuntimeError("a fault of ours")]
+
+
+@pytest.fixture
+def cut() -> Iterator[Celery]:
+    """An app whose invalidations are cut short, and whose broker can be reached."""
+    app = make_app(task_default_queue="handed")
+    CacheTiers(app).in_memory = True
+    messages(app)
+    yield app
+    CacheTiers(app).reset()
+
+
+def cut_short(app: Celery, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def invalidate(names: object) -> None:
+        raise error
+
+    monkeypatch.setattr(CacheTiers(app).cache, "invalidate", invalidate)
+
+
+@pytest.mark.parametrize("interrupt", INTERRUPTS, ids=repr)
+@pytest.mark.parametrize("body", [rename, fail])
+def test_what_is_cut_short_is_done_by_a_worker(
+    cut: Celery, monkeypatch: pytest.MonkeyPatch, interrupt: BaseException, body: Callable[..., Any]
+) -> None:
+    heard = Heard(cut)
+    cut_short(cut, monkeypatch, interrupt)
+
+    with pytest.raises(type(interrupt)) as caught:
+        declare(cut, body)(1)
+
+    assert caught.value is interrupt
+    assert messages(cut) == [("celery_cachetiers.invalidate_tags", [["user:1"]])]
+    assert (len(heard.handed), heard.failed) == (1, [])
+
+
+@pytest.mark.parametrize("how", ["broker away", "eager"])
+def test_and_told_where_no_worker_can_be_asked(
+    cut: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    heard = Heard(cut)
+    cut_short(cut, monkeypatch, SoftTimeLimitExceeded())
+    task = declare(cut)
+    if how == "broker away":
+        cut.conf.broker_url, cut.conf.task_publish_retry = NOWHERE, False
+        cut.conf.broker_transport_options = {"socket_connect_timeout": 1, "max_retries": 0}
+    with caplog.at_level(logging.ERROR, "celery_cachetiers"), pytest.raises(SoftTimeLimitExceeded):
+        task.apply((1,), throw=True) if how == "eager" else task(1)
+
+    assert [details["tags"] for details in heard.failed] == [("user:1",)]
+    assert "rename has run, and not all that it changed was invalidated" in caplog.text
+
+
+def test_a_time_limit_that_strikes_while_a_worker_is_asked_does_not_keep_it_from_being_asked(
+    away: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard, strikes = Heard(away), [SoftTimeLimitExceeded()]
+    operation = away.tasks["celery_cachetiers.invalidate_tags"]
+    send = operation.apply_async
+
+    def apply_async(*args: Any, **options: Any) -> Any:
+        if strikes:
+            raise strikes.pop()
+        return send(*args, **options)
+
+    monkeypatch.setattr(operation, "apply_async", apply_async)
+    with pytest.raises(SoftTimeLimitExceeded):
+        declare(away)(1)
+
+    assert messages(away) == [("celery_cachetiers.invalidate_tags", [["user:1"]])]
+    assert heard.failed == []
+
+
+def test_a_time_limit_that_strikes_while_a_callable_is_asked_is_the_bodys(app: Celery, heard: Heard) -> None:
+    def which(arguments: object, result: object) -> Iterator[str]:
+        yield "found"
+        raise SoftTimeLimitExceeded
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        declare(app, invalidates=which)(1)
+
+    assert heard.tags == ["found"]
+    assert [details["tags"] for details in heard.failed] == [()]
+
+
 # ---- declarations ----------------------------------------------------------------------------------------------------
 
 BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"invalidates": "user:{user_id}"}, "invalidates", "a list or tuple of templates"),
+    ({"invalidates": []}, "invalidates", "a list or tuple of templates"),
     ({"invalidates": [5]}, "invalidates", "a list or tuple of templates"),
     ({"invalidates": ["user:{id}"]}, "invalidates", "'id' is not among the task's arguments (user_id, name)"),
     ({"invalidates": ["user:{"]}, "invalidates", "matching braces"),
@@ -588,8 +691,40 @@ def test_on_commit_of_somebody_elses_task_is_left_alone_and_a_base_may_set_ours_
 
     assert declare(app, name="plain", invalidates=None, on_commit="theirs", lazy=False)(1, "a") == "a"
     assert declare(app, base=Base, invalidates=None, lazy=False)(1, "b") == "b"
+    assert declare(app, name="cached", base=CachedTask, invalidates=None, on_commit=False, lazy=False)(1, "c") == "c"
     with pytest.raises(ConfigurationError, match="goes with invalidates"):
-        declare(app, name="cached", base=CachedTask, invalidates=None, on_commit=False, lazy=False)
+        declare(app, name="bad", base=CachedTask, invalidates=None, invalidate_on_failure=False, lazy=False)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_sink_of_a_task_that_is_not_cached_is_refused(app: Celery, installed: bool) -> None:
+    if installed:
+        CacheTiers(app)
+    with pytest.raises(ConfigurationError, match=r"sink='orders' of task rename .* base=CachedTask"):
+        declare(app, invalidates=None, sink="orders", write="behind", lazy=False)
+
+    for name, others in (("a", {"sink": "orders"}), ("b", {"write": "behind"}), ("c", {"sink": 5, "write": "behind"})):
+        assert declare(app, name=name, invalidates=None, lazy=False, **others)(1, "Ada") == "Ada"
+
+
+@pytest.mark.parametrize("value", ["user:{user_id}", ["user:{user_id}"]])
+def test_a_near_miss_on_a_task_that_is_not_cached_is_a_warning(
+    app: Celery, caplog: pytest.LogCaptureFixture, value: object
+) -> None:
+    assert declare(app, invalidates=None, invalidate=value)(1, "Ada") == "Ada"
+    app.finalize()
+
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "of task rename: did you mean invalidates=?" in record.getMessage()
+
+
+def test_what_may_be_another_librarys_is_none(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
+    for number, value in enumerate([True, [], [5], {"a": 1}, print]):
+        declare(app, name=f"theirs {number}", invalidates=None, invalidate=value, lazy=False)
+    declare(app, invalidate=["user:{user_id}"], lazy=False)
+
+    assert caplog.records == []
 
 
 # ---- where there is no body to wrap ----------------------------------------------------------------------------------

@@ -119,8 +119,8 @@ def test_a_pattern_has_no_names() -> None:
 # ---- at a worker's start ---------------------------------------------------------------------------------------------
 
 
-def start(app: Celery, caplog: pytest.LogCaptureFixture) -> list[str]:
-    with caplog.at_level(logging.WARNING, "celery_cachetiers"):
+def start(app: Celery, caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
+    with caplog.at_level(level, "celery_cachetiers"):
         StartCheck(SimpleNamespace(app=app))
     return [record.getMessage() for record in caplog.records]
 
@@ -135,17 +135,20 @@ def test_what_nothing_depends_on_is_said_with_the_tasks_name(app: Celery, caplog
 
 
 @pytest.mark.parametrize("option", ["tags", "tags_from"])
-def test_nothing_is_said_where_it_cannot_be_known(
+def test_it_is_no_warning_where_it_cannot_be_known(
     app: Celery, caplog: pytest.LogCaptureFixture, option: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = page(app, "profile", lambda **arguments: [] if option == "tags" else ["user:{user_id}"])
     if option == "tags_from":
         monkeypatch.setattr(type(task._get_current_object()), "tags_from", staticmethod(len), raising=False)
     page(app, "basket", ["user:{user_id}"])
-    declare(app, "rename", invalidates=["usr:{user_id}"])
+    declare(app, "rename", invalidates=["usr:{user_id}", "user:{user_id}"])
 
     assert start(app, caplog) == []
     assert CacheTiers(app).registry.computed() == ("profile",)
+    (line,) = start(app, caplog, logging.INFO)
+    assert "rename invalidates 'usr:{}'" in line
+    assert "the tags of profile are computed" in line
 
 
 def test_nothing_is_said_in_an_app_that_only_invalidates(app: Celery, caplog: pytest.LogCaptureFixture) -> None:

@@ -116,6 +116,14 @@ def test_a_bad_option_is_refused_with_its_name_value_and_range(option: str, valu
     assert refused.value.where == "sink orders"
 
 
+def test_a_journal_without_room_for_the_batch_that_was_asked_for_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"max_pending=10 of sink orders .*at least batch_size=100"):
+        sink("orders", batch_size=100, max_pending=10)
+
+    sink("orders", batch_size=100, max_pending=100)(print)
+    sink("small", max_pending=10)(print)
+
+
 @pytest.mark.parametrize("name", ["", "a b", "a:b", "{a}", "é", "x" * 65, 5, None, "a\n"])
 def test_a_bad_name_is_refused(name: object) -> None:
     with pytest.raises(ConfigurationError, match=r"1 to 64 letters, digits or any of _ \. -"):
