@@ -69,6 +69,9 @@ _OF_TIER: Final = {"l1": "l1_hits", "l2": "l2_hits", "journal": "journal_hits"}
 
 OF_TASK: Final = {
     "misses": _counter("misses", "calls that found nothing to be answered with", "task"),
+    "outdated": _counter("outdated_misses", "misses whose entry an invalidation had ended", "task"),
+    "first_misses": _counter("first_misses", "misses of keys that had not missed for a day, as far as told", "task"),
+    "repeated_misses": _counter("repeated_misses", "misses of keys that had, as far as told", "task"),
     "coalesced": _counter("coalesced", "calls that were answered by another call's compute", "task"),
     "stale_hits": _counter("stale_hits", "hits past their ttl", "task"),
     "publish_hits": _counter("publish_hits", "hits that delay() answered, with no message", "task"),
