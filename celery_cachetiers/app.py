@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from celery import Celery, _state
+from celery import Celery
 from celery.local import Proxy
 
 from celery_cachetiers.backplane.ears import Ears
@@ -24,9 +23,10 @@ from celery_cachetiers.clock import Clock, SystemClock
 from celery_cachetiers.codec import Codec
 from celery_cachetiers.commits import Wait, check_on_commit, open_transactions
 from celery_cachetiers.counting import Counting, listen
-from celery_cachetiers.errors import ConfigurationError
 from celery_cachetiers.events import Event, Events
+from celery_cachetiers.installed import EVERYWHERE
 from celery_cachetiers.leases.keeper import Keeper
+from celery_cachetiers.logs import listen as listen_to_events
 from celery_cachetiers.metrics.tally import Counters
 from celery_cachetiers.parts import Parts
 from celery_cachetiers.policy import Policy, Settings
@@ -50,8 +50,6 @@ if TYPE_CHECKING:
     from celery_cachetiers.write_behind import WriteBehind
 
 logger = logging.getLogger("celery_cachetiers")
-
-_installed: weakref.WeakSet[CacheTiers] = weakref.WeakSet()
 
 
 class CacheTiers:
@@ -97,7 +95,7 @@ class CacheTiers:
         self.events, self.counters, self.seen_tags = Events(), Counters(), SeenTags()
         self.events.subscribe(self.counters)
         self.counting, self.roll_call, self.reporting = Counting(self), RollCall(self), Reporting(self)
-        self.events.subscribe(log, *_LINES)
+        listen_to_events(self.events)
         feed(self)
         self.tasks, self.invalidations = weakref.WeakSet(), {}
         self._lock = threading.RLock()
@@ -107,7 +105,7 @@ class CacheTiers:
         first: CacheTiers = app.__dict__.setdefault("_cachetiers", self)
         if first is not self:
             return first
-        _installed.add(self)
+        EVERYWHERE.add(self)
         app.steps["consumer"].update(
             ["celery_cachetiers.waiting_room:WaitingRoom", "celery_cachetiers.control:RemoteControl"]
         )
@@ -330,7 +328,8 @@ class CacheTiers:
     def _unusable(self, reason: str) -> None:
         self.events.emit(Event.UNUSABLE, reason=reason)
 
-    def _after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
+        """In a forked child: nothing of the parent's connections, threads and counts."""
         self._lock = threading.RLock()
         self.counters.reset_after_fork()
         self.counting.reset_after_fork()
@@ -339,55 +338,3 @@ class CacheTiers:
         for part in (self._cache, self._writes):
             if part is not None:
                 part.reset_after_fork()
-
-
-_LINES: dict[Event, tuple[int, str]] = {
-    Event.BREAKER_OPENED: (logging.WARNING, "Redis cannot be reached; tasks run uncached until it can"),
-    Event.BREAKER_CLOSED: (logging.INFO, "Redis answers again"),
-    Event.LEASE_LOST: (logging.WARNING, "a lease was lost while its task ran; the value goes to its caller only"),
-    Event.TAKEN_OVER: (logging.WARNING, "a leader outlasted wait_limit and was replaced"),
-    Event.HANDED_OVER: (logging.WARNING, "an invalidation is not complete; a worker was asked to invalidate"),
-    Event.SINK_FAILED: (logging.WARNING, "a sink has not taken its writes; they are tried again"),
-    Event.BURIED: (logging.ERROR, "a write was given up and is in the dead-letter"),
-    Event.UNUSABLE: (logging.DEBUG, "an entry could not be read or written"),
-    Event.FAILED_OPEN: (logging.DEBUG, "a call goes on without Redis"),
-}
-
-
-def log(event: Event, task: str, details: dict[str, object]) -> None:
-    """Tells the log what an operator must know; what happens per call only at level DEBUG."""
-    level, line = _LINES[event]
-    logger.log(level, "celery-cachetiers: %s%s %s", f"{task}: " if task else "", line, details or "")
-
-
-def installed() -> CacheTiers:
-    """The extension of the current app, else of the process' only app that has it.
-
-    Raises:
-        ConfigurationError: None has it, or several have and none is current.
-    """
-    app: Any = _state.get_current_app()  # the stubs lack `autofinalize` and `finalized`
-    if not hasattr(app, "_cachetiers") and app.autofinalize and not (app.finalized or _is_fallback(app)):
-        app.finalize()  # its tasks are bound then, and those that are cached install the extension
-    current = getattr(app, "_cachetiers", None)
-    if isinstance(current, CacheTiers):
-        return current
-    everywhere = list(_installed)
-    if len(everywhere) == 1:
-        return everywhere[0]
-    allowed = "exactly one app with CacheTiers(app) or a CachedTask; or call CacheTiers(app).invalidate_tag(...)"
-    raise ConfigurationError("app", [each.app.main for each in everywhere], allowed)
-
-
-def _is_fallback(app: Any) -> bool:
-    """Whether Celery has made the app itself, as no other is current: in threads it is there beside the user's."""
-    return app.main == "default" and app is _state.default_app  # type: ignore[attr-defined]  # not in the stubs
-
-
-def _reset_children() -> None:
-    for extension in list(_installed):
-        extension._after_fork()
-
-
-if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_reset_children)

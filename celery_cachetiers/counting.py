@@ -180,7 +180,7 @@ _listening = False
 
 
 def _end(**_: Any) -> None:
-    from celery_cachetiers.app import _installed
+    from celery_cachetiers.installed import EVERYWHERE
 
-    for tiers in list(_installed):
+    for tiers in list(EVERYWHERE):
         tiers.counting.end()

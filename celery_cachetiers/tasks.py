@@ -14,9 +14,10 @@ from typing import Any
 from celery import Celery, Task
 from celery.exceptions import SoftTimeLimitExceeded
 
-from celery_cachetiers import app as extension
+from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.events import Event
+from celery_cachetiers.installed import installed
 
 logger = logging.getLogger("celery_cachetiers")
 
@@ -32,12 +33,12 @@ class Operation:
         self.act = act
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        self.act(extension.installed(), *args, **kwargs)
+        self.act(installed(), *args, **kwargs)
 
     @property
     def task(self) -> Any:
         """The task in the app that `installed` finds. Raises `ConfigurationError`."""
-        return extension.installed().app.tasks[self.name]
+        return installed().app.tasks[self.name]
 
     def delay(self, *args: Any, **kwargs: Any) -> Any:
         """Sends the task."""
@@ -59,22 +60,22 @@ class Operation:
         return f"<{self.name}>"
 
 
-def _invalidate_tag(tiers: extension.CacheTiers, tag: str, on_commit: Any = None) -> None:
+def _invalidate_tag(tiers: CacheTiers, tag: str, on_commit: Any = None) -> None:
     """Makes every entry under a tag a miss, in every process."""
     tiers.invalidate_tag(tag, on_commit)
 
 
-def _invalidate_tags(tiers: extension.CacheTiers, tags: Sequence[str], on_commit: Any = None) -> None:
+def _invalidate_tags(tiers: CacheTiers, tags: Sequence[str], on_commit: Any = None) -> None:
     """Makes every entry under any of the tags a miss, in every process."""
     tiers.invalidate_tags(tags, on_commit)
 
 
-def _invalidate_key(tiers: extension.CacheTiers, key: str, on_commit: Any = None) -> None:
+def _invalidate_key(tiers: CacheTiers, key: str, on_commit: Any = None) -> None:
     """Removes one entry by its key; a leader that computes it is refused."""
     tiers.invalidate_key(key, on_commit)
 
 
-def _clear(tiers: extension.CacheTiers, task: str | None = None, on_commit: Any = None) -> None:
+def _clear(tiers: CacheTiers, task: str | None = None, on_commit: Any = None) -> None:
     """Makes every entry of one task, or of the whole namespace, a miss."""
     tiers.clear(task, on_commit)
 
@@ -89,7 +90,7 @@ invalidate_tag, invalidate_tags, invalidate_key, clear = _OPERATIONS
 
 
 def or_hand_over(
-    tiers: extension.CacheTiers, act: Callable[[], None], operation: str, *args: object,
+    tiers: CacheTiers, act: Callable[[], None], operation: str, *args: object,
     task: str = "", eager: bool = False,
 ) -> None:  # fmt: skip
     """Acts; where Redis cannot be reached, or the act is cut short, has a worker do it, which retries until it can.
@@ -120,9 +121,7 @@ def or_hand_over(
         raise
 
 
-def _hand_over(
-    tiers: extension.CacheTiers, error: BaseException, operation: str, args: tuple[object, ...], eager: bool
-) -> None:
+def _hand_over(tiers: CacheTiers, error: BaseException, operation: str, args: tuple[object, ...], eager: bool) -> None:
     if eager:
         raise error
     try:
@@ -135,7 +134,7 @@ def _hand_over(
     tiers.events.emit(Event.HANDED_OVER, operation=operation, args=args, error=str(error) or repr(error))
 
 
-def tell_lost(tiers: extension.CacheTiers, name: str, error: BaseException, tags: Any) -> None:
+def tell_lost(tiers: CacheTiers, name: str, error: BaseException, tags: Any) -> None:
     """Says that something has run, and that not all it has changed is invalidated."""
     tiers.events.emit(Event.NOT_INVALIDATED, name, tags=tuple(tags), error=repr(error))
     logger.error(
@@ -166,7 +165,7 @@ def _register_flush(app: Celery) -> None:
 
     def flush(sink: str | None = None, seconds: float = FLUSH_SECONDS) -> dict[str, dict[str, int]]:
         """Hands what waits in the journal to its sinks, or to one of them."""
-        tiers = extension.CacheTiers(app)
+        tiers = CacheTiers(app)
         try:
             done = tiers.writes.flush(sink, seconds)
         except TierUnavailable as error:  # the next one comes by itself
@@ -183,7 +182,7 @@ def _register_report(app: Celery) -> None:
 
     def report(self: Any) -> float | None:
         """Tells how good the cache was since the last report; returns its hit ratio."""
-        return run(extension.CacheTiers(app), self)
+        return run(CacheTiers(app), self)
 
     declare: Any = app.task(name=REPORT, shared=False, base=Task, ignore_result=True, bind=True)
     declare(report)
@@ -191,7 +190,7 @@ def _register_report(app: Celery) -> None:
 
 def _body(app: Celery, act: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
-        act(extension.CacheTiers(app), *args, **kwargs, on_commit=False)  # a message has left its transaction behind
+        act(CacheTiers(app), *args, **kwargs, on_commit=False)  # a message has left its transaction behind
 
     run.__doc__, run.__name__, run.__module__ = act.__doc__, act.__name__.lstrip("_"), __name__
     return run

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 from celery import _state
 
-from celery_cachetiers.app import CacheTiers, _installed
+from celery_cachetiers.app import CacheTiers
+from celery_cachetiers.installed import EVERYWHERE
 
 pytest.register_assert_rewrite("celery_cachetiers.testing.conformance")
 
@@ -43,7 +44,7 @@ def _extensions() -> list[CacheTiers]:
     for app in _state._get_active_apps():  # type: ignore[attr-defined]  # not in celery-types 0.26
         if app.autofinalize:
             app.finalize(auto=True)
-    return list(_installed)
+    return list(EVERYWHERE)
 
 
 def _switch_on(patch: pytest.MonkeyPatch, switch: str) -> None:
@@ -53,5 +54,5 @@ def _switch_on(patch: pytest.MonkeyPatch, switch: str) -> None:
 
 
 def _reset_all() -> None:
-    for extension in list(_installed):
+    for extension in list(EVERYWHERE):
         extension.reset()

@@ -783,7 +783,7 @@ INSTALLED = """
     import threading
     from celery import Celery
     from celery_cachetiers import CachedTask, CacheTiers, ConfigurationError, invalidate_tag
-    from celery_cachetiers.app import installed
+    from celery_cachetiers.installed import installed
 
     def asked():
         try:

@@ -109,7 +109,7 @@ LAYERS = {
                 "sqlalchemy_statements",
                 "sqlalchemy_outages",
             ),
-            *("roll_call", "control"),
+            *("roll_call", "control", "logs", "installed"),
             *("identity", "doctor", "doctor.*", "exporting", "prometheus", "opentelemetry"),
             *("cli", "cli.*", "django", "django.*"),
         ),
