@@ -100,6 +100,9 @@ def test_the_demo_computes_less_than_it_is_asked_for_and_shows_no_stale_page(scr
         assert _number(r"([\d,]+) pages checked", output) > 0
         assert _number(r"([\d,]+) stale pages", output) == 0
         assert all(page in output for page in ("profile", "top_users", "order_report", "product"))
+        stats, why = output.partition("cachetiers stats")[2].split("cachetiers why")
+        assert re.search(r"^\(all\) ", stats, re.MULTILINE), stats
+        assert "examples.storefront.tasks.profile(user_id=1): hit (fresh in L2)" in why
         assert errors == ""
         assert _processes(scratch) == []
         assert list(scratch.iterdir()) == []
