@@ -63,6 +63,25 @@ class Backlog:
     buried: int
 
 
+@dataclass(frozen=True, slots=True)
+class Exhumed:
+    """What became of records of the dead-letter that were to come back.
+
+    Attributes:
+        moved: They are due again.
+        overtaken: Their keys have newer writes, which wait or were taken since; they are gone.
+    """
+
+    moved: int
+    overtaken: int = 0
+
+
+REMEMBERED: Final = 100_000
+"""Keys of a sink of which it is remembered what it has taken last, those with the newest writes."""
+
+REMEMBERED_SECONDS: Final = 3600.0
+"""How long after a write that is remembered."""
+
 FULL: Final = 0
 """In place of a sequence: there are as many records as there may be, and the key is not among them."""
 
@@ -119,7 +138,7 @@ class Journal(Protocol):
     A claim belongs to a token for a time; what is done under a claim that has passed to somebody else does nothing.
     A journal that has no room for another write still lets everything else happen: that is how it is emptied.
 
-    Costs: 1 round trip each; `write`, `exhume` and `drop` one for every 500 records, each of them atomic.
+    Costs: 1 round trip each; `write`, `note`, `exhume` and `drop` one for every 500 records, each of them atomic.
     """
 
     def write(
@@ -132,7 +151,8 @@ class Journal(Protocol):
             writes: Key and body of each.
             max_pending: Records that there may be.
             sequences: Of the writes, as `begin` gave them; one that a newer record of its key has overtaken counts as
-                taken. Without them each write is newer than all before.
+                taken, also where the sink has that one already, see `acknowledge`. Without them each write is newer
+                than all before.
             yields: Any record of a write's key has overtaken it, whatever its sequence: see `Place`.
             durability: What is waited for: ``"replica"``, ``"disk"``, or ``None`` for nothing. `TierUnavailable` is
                 raised where it does not come in time; the writes may have been taken all the same.
@@ -178,11 +198,27 @@ class Journal(Protocol):
 
         Then it is as old as the write that was taken.
 
+        What was taken is remembered, claimed or not, for the `REMEMBERED` keys with the highest sequences and for
+        `REMEMBERED_SECONDS`: a write that began before it is overtaken.
+
         Args:
             taken: Key and sequence of each.
 
         Returns:
             How many were removed.
+        """
+
+    def note(self, sink: str, taken: Sequence[tuple[str, int]]) -> None:
+        """Remembers the same of writes that the sink has got past the journal, and removes what they have overtaken.
+
+        Later sequences are above theirs.
+        """
+
+    def overtaken(self, sink: str, written: Sequence[tuple[str, int]]) -> list[bool]:
+        """Whether the sink has taken each of these writes or a newer one of its key, as far as that is remembered.
+
+        Args:
+            written: Key and sequence of each.
         """
 
     def give_back(
@@ -207,10 +243,11 @@ class Journal(Protocol):
     def buried(self, sink: str, offset: int, limit: int) -> list[Buried]:
         """Records in the dead-letter, the oldest first."""
 
-    def exhume(self, sink: str, keys: Sequence[str]) -> int:
+    def exhume(self, sink: str, keys: Sequence[str]) -> Exhumed:
         """Moves records from the dead-letter back among those that are due, under their sequences.
 
-        One whose key has a newer record is dropped instead. Returns how many were moved or dropped.
+        One whose key has a newer record is dropped instead, also where the sink has taken that one since, however long
+        ago.
         """
 
     def drop(self, sink: str, keys: Sequence[str]) -> int:

@@ -266,7 +266,31 @@ class TaskOutlet:
     def _through(self, writes: list[Write]) -> None:
         size = self.sink.options.batch_size
         for at in range(0, len(writes), size):
-            self.sink.write([self._numbered(write) for write in writes[at : at + size]])
+            batch = [self._numbered(write) for write in self._standing(writes[at : at + size])]
+            self.sink.write(batch)
+            self._note([(write.key, write.sequence) for write in batch if write.key])
+
+    def _standing(self, writes: list[Write]) -> list[Write]:
+        """Those that no newer write of their keys has overtaken in the sink: what a body gives may come late."""
+        begun = [(write.key, write.sequence) for write in writes if write.key and write.sequence]
+        if not begun or self._numbers is None:
+            return writes
+        try:
+            found = zip(begun, self._numbers.overtaken(self.sink.name, begun), strict=True)
+        except TierUnavailable as error:
+            self._tell("look into the journal", error)
+            return writes
+        gone = {each for each, overtaken in found if overtaken}
+        return [write for write in writes if (write.key, write.sequence) not in gone]
+
+    def _note(self, taken: list[tuple[str, int]]) -> None:
+        """Has the journal remember what the sink has got past it."""
+        if not taken or self._numbers is None:
+            return
+        try:
+            self._numbers.note(self.sink.name, taken)
+        except TierUnavailable as error:
+            self._tell("note a write", error)
 
     def _numbered(self, write: Write) -> Write:
         return write if write.sequence else replace(write, sequence=self._number())

@@ -61,7 +61,7 @@ class TaskCache:
             TierUnavailable: L2 was not reached, or is full.
 
         Costs: 1 round trip. For a task with a sink 1 more if it declares ``invalidates``, and 2 more if the journal has
-            a Redis of its own; with ``write="through"`` 1 more, and the sink's time.
+            a Redis of its own; with ``write="through"`` 2 more, and the sink's time.
         """
         if not isinstance(args, (tuple, list)):
             raise TypeError(f"put takes the call's positional arguments as a tuple, not {args!r}")
@@ -70,7 +70,7 @@ class TaskCache:
     def put_many(self, items: Iterable[Given], *, ttl: float | None = None) -> None:
         """The same for several calls: ``[((1,), value), ((2,), value, {"kind": "x"})]``.
 
-        Costs: as one `put`, for every 500 values; with ``write="through"`` 1 round trip more for each value.
+        Costs: as one `put`, for every 500 values; with ``write="through"`` 1 round trip more for each value, and 1 for each batch.
         """
         rows = [(*self._dump(tuple(args), dict(*kwargs)), value) for args, value, *kwargs in items]
         ttl = self._checked_ttl(ttl)
@@ -124,7 +124,8 @@ class TaskCache:
             ConfigurationError: The task has no sink; to remove an entry alone is `invalidate`.
             TierUnavailable: L2 was not reached; the sink gets the write all the same.
 
-        Costs: 2 round trips, and 1 more if the task declares ``invalidates``; with ``write="through"`` the sink's time.
+        Costs: 2 round trips, and 1 more if the task declares ``invalidates``; with ``write="through"`` 1 more, and the sink's
+            time.
         """
         outlet = self._memoized.outlet
         if outlet is None:

@@ -16,11 +16,11 @@ import redis
 
 from celery_cachetiers.client import Argument, Build, Command, RedisClient, Script, Step, was_answered
 from celery_cachetiers.errors import TierUnavailable
-from celery_cachetiers.journal_port import Backlog, Buried, Record
+from celery_cachetiers.journal_port import REMEMBERED, REMEMBERED_SECONDS, Backlog, Buried, Exhumed, Record
 
 _BEGIN, _WRITE, _CLAIM = Script("journal_begin"), Script("journal_write"), Script("journal_claim")
 _RENEW, _ACKNOWLEDGE, _GIVE_BACK = Script("journal_renew"), Script("journal_acknowledge"), Script("journal_give_back")
-_STANDS = Script("journal_stands")
+_STANDS, _NOTE = Script("journal_stands"), Script("journal_note")
 _BURY, _EXHUME, _DROP = Script("journal_bury"), Script("journal_exhume"), Script("journal_drop")
 
 _SEQUENCE_BYTES: Final = 8
@@ -39,10 +39,14 @@ class RedisJournal:
 
     Args:
         beside_entries: L2 is on the same server, and in the same database.
+        remembered: Keys of which it is remembered what a sink has taken last.
     """
 
-    def __init__(self, client: RedisClient, namespace: str, *, beside_entries: bool = False) -> None:
+    def __init__(
+        self, client: RedisClient, namespace: str, *, beside_entries: bool = False, remembered: int = REMEMBERED
+    ) -> None:
         self._client, self._namespace, self._beside_entries = client, namespace, beside_entries
+        self._memory = (int(REMEMBERED_SECONDS * 1000), remembered)
 
     def write(
         self,
@@ -66,7 +70,7 @@ class RedisJournal:
         self, sink: str, rows: Sequence[tuple[str, bytes, Any]], max_pending: int, yields: bool = False
     ) -> Command:
         args = (max_pending, "1" if yields else "", *(each for row in rows for each in row))
-        return _WRITE.command(self._names(sink, "v", "d", "b", "s", "a"), args)
+        return _WRITE.command(self._names(sink, "v", "d", "b", "s", "a", "t"), args)
 
     def _write(self, command: Command, durability: str | None) -> Any:
         builds: list[Build] = [lambda _: command]
@@ -116,7 +120,19 @@ class RedisJournal:
         return int(self._run(_RENEW, self._names(sink, "d", "c"), token, _us(seconds), *keys))
 
     def acknowledge(self, sink: str, token: str, taken: Sequence[tuple[str, int]]) -> int:
-        return int(self._run(_ACKNOWLEDGE, self._names(sink, "v", "d", "b", "c", "a"), token, *_pairs(taken)))
+        names = self._names(sink, "v", "d", "b", "c", "a", "t", "x", "o")
+        return int(self._run(_ACKNOWLEDGE, names, token, *self._memory, *_pairs(taken)))
+
+    def note(self, sink: str, taken: Sequence[tuple[str, int]]) -> None:
+        names = self._names(sink, "v", "d", "b", "c", "a", "t", "x", "o", "s")
+        for at in range(0, len(taken), _AT_ONCE):
+            self._ask(_NOTE, names, *self._memory, *_pairs(taken[at : at + _AT_ONCE]))
+
+    def overtaken(self, sink: str, written: Sequence[tuple[str, int]]) -> list[bool]:
+        [name] = self._names(sink, "t")
+        keys = [key for key, _ in written]
+        scores = self._client.call(lambda _: ("ZMSCORE", name, *keys)) if keys else []
+        return [_number(score) >= sequence for score, (_, sequence) in zip(scores, written, strict=True)]
 
     def give_back(
         self, sink: str, token: str, untaken: Sequence[tuple[str, int]], delay: float, *, failed: bool
@@ -150,12 +166,13 @@ class RedisJournal:
         values = self._client.call(lambda _: ("HMGET", dead, *keys), must_try=True)
         return [_buried(key.decode(), value) for key, value in zip(keys, values, strict=True) if value is not None]
 
-    def exhume(self, sink: str, keys: Sequence[str]) -> int:
-        names = self._names(sink, "v", "d", "b", "a", "x", "y")
-        return sum(int(self._run(_EXHUME, names, *part)) for part in _parts(keys))
+    def exhume(self, sink: str, keys: Sequence[str]) -> Exhumed:
+        names = self._names(sink, "v", "d", "b", "a", "x", "y", "o", "t")
+        found = [self._run(_EXHUME, names, *part) for part in _parts(keys)]
+        return Exhumed(sum(moved for moved, _ in found), sum(overtaken for _, overtaken in found))
 
     def drop(self, sink: str, keys: Sequence[str]) -> int:
-        names = self._names(sink, "x", "y")
+        names = self._names(sink, "x", "y", "o")
         return sum(int(self._run(_DROP, names, *part)) for part in _parts(keys))
 
     def unsafe(self) -> str | None:
@@ -205,6 +222,10 @@ def _buried(key: str, value: bytes) -> Buried:
     attempts, reason, details, buried_at = json.loads(value[head_at : head_at + length])
     sequence = int.from_bytes(value[:_SEQUENCE_BYTES], "big")
     return Buried(Record(key, sequence, value[head_at + length :], attempts), reason, details, buried_at)
+
+
+def _number(score: object) -> int:
+    return int(float(score)) if isinstance(score, (bytes, str, float)) else 0
 
 
 def _packed(sequence: int) -> bytes:

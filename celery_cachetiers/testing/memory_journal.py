@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 
 from celery_cachetiers.clock import Clock
-from celery_cachetiers.journal_port import FULL, Backlog, Buried, Record
+from celery_cachetiers.journal_port import FULL, REMEMBERED, REMEMBERED_SECONDS, Backlog, Buried, Exhumed, Record
 
 
 @dataclass(slots=True)
@@ -33,10 +33,12 @@ class Dirty:
 
 @dataclass(slots=True)
 class SinkTable:
-    """What one sink has not taken."""
+    """What one sink has not taken, and which sequences it has taken last, of all keys and of those in its dead-letter."""
 
     dirty: dict[str, Dirty] = field(default_factory=dict)
     dead: dict[str, Buried] = field(default_factory=dict)
+    taken: dict[str, int] = field(default_factory=dict)
+    overtaking: dict[str, int] = field(default_factory=dict)
     last: int = 0
 
 
@@ -55,10 +57,11 @@ class MemoryJournal:
     Args:
         clock: What "due" is measured by.
         beside: A journal in another process of the same server.
+        remembered: Keys of which it is remembered what a sink has taken last.
     """
 
-    def __init__(self, clock: Clock, beside: MemoryJournal | None = None) -> None:
-        self._time = clock.time
+    def __init__(self, clock: Clock, beside: MemoryJournal | None = None, *, remembered: int = REMEMBERED) -> None:
+        self._time, self._remembered = clock.time, remembered
         self.shared: SharedTables = SharedTables() if beside is None else beside.shared
 
     def write(
@@ -77,10 +80,12 @@ class MemoryJournal:
 
     def _write(self, table: SinkTable, key: str, body: bytes, given: int, yields: bool, max_pending: int) -> int:
         dirty = table.dirty.get(key)
-        if dirty is None and len(table.dirty) >= max_pending:
-            return FULL
         if dirty is not None and given and (yields or dirty.record.sequence > given):
             return given
+        if given and table.taken.get(key, 0) >= given:
+            return given
+        if dirty is None and len(table.dirty) >= max_pending:
+            return FULL
         record = Record(key, given or self._next(table), body)
         if dirty is None:
             table.dirty[key] = Dirty(record, self._time(), self._in(0.0))
@@ -125,6 +130,7 @@ class MemoryJournal:
 
     def acknowledge(self, sink: str, token: str, taken: Sequence[tuple[str, int]]) -> int:
         with self.shared.lock:
+            self._remember(self.shared.sinks[sink], taken)
             return sum(self._acknowledge(sink, token, key, sequence) for key, sequence in taken)
 
     def _acknowledge(self, sink: str, token: str, key: str, sequence: int) -> bool:
@@ -136,6 +142,20 @@ class MemoryJournal:
             return True
         dirty.token, dirty.due, dirty.born = "", self._in(0.0), min(self._time(), sequence / 1e6)
         return False
+
+    def note(self, sink: str, taken: Sequence[tuple[str, int]]) -> None:
+        with self.shared.lock:
+            table = self.shared.sinks[sink]
+            self._remember(table, taken)
+            for key, sequence in taken:
+                table.last = max(table.last, sequence)
+                if key in table.dirty and table.dirty[key].record.sequence <= sequence:
+                    del table.dirty[key]
+
+    def overtaken(self, sink: str, written: Sequence[tuple[str, int]]) -> list[bool]:
+        with self.shared.lock:
+            taken = self.shared.sinks[sink].taken
+            return [taken.get(key, 0) >= sequence for key, sequence in written]
 
     def give_back(
         self, sink: str, token: str, untaken: Sequence[tuple[str, int]], delay: float, *, failed: bool
@@ -175,23 +195,28 @@ class MemoryJournal:
         with self.shared.lock:
             return list(self.shared.sinks[sink].dead.values())[offset : offset + limit]
 
-    def exhume(self, sink: str, keys: Sequence[str]) -> int:
+    def exhume(self, sink: str, keys: Sequence[str]) -> Exhumed:
         with self.shared.lock:
-            return sum(self._exhume(self.shared.sinks[sink], key) for key in keys)
+            table = self.shared.sinks[sink]
+            moved = [self._exhume(table, key) for key in keys if key in table.dead]
+            return Exhumed(sum(moved), len(moved) - sum(moved))
 
     def _exhume(self, table: SinkTable, key: str) -> bool:
-        dead = table.dead.pop(key, None)
-        if dead is None:
+        record, dirty = replace(table.dead.pop(key).record, attempts=0), table.dirty.get(key)
+        if max(table.overtaking.pop(key, 0), table.taken.get(key, 0)) > record.sequence:
             return False
-        record, dirty = replace(dead.record, attempts=0), table.dirty.get(key)
         if dirty is None:
             table.dirty[key] = Dirty(record, self._time(), self._in(0.0))
         elif dirty.record.sequence < record.sequence:
             dirty.record = record
+        else:
+            return False
         return True
 
     def drop(self, sink: str, keys: Sequence[str]) -> int:
         with self.shared.lock:
+            for key in keys:
+                self.shared.sinks[sink].overtaking.pop(key, None)
             return sum(self.shared.sinks[sink].dead.pop(key, None) is not None for key in keys)
 
     def unsafe(self) -> str | None:
@@ -212,6 +237,15 @@ class MemoryJournal:
     def _next(self, table: SinkTable) -> int:
         table.last = max(table.last + 1, int(self._time() * 1e6))
         return table.last
+
+    def _remember(self, table: SinkTable, taken: Sequence[tuple[str, int]]) -> None:
+        for key, sequence in taken:
+            table.taken[key] = max(table.taken.get(key, 0), sequence)
+            if key in table.dead and table.dead[key].record.sequence < sequence:
+                table.overtaking[key] = sequence
+        oldest = int((self._time() - REMEMBERED_SECONDS) * 1e6)
+        kept = sorted(((sequence, key) for key, sequence in table.taken.items() if sequence > oldest), reverse=True)
+        table.taken = {key: sequence for sequence, key in kept[: self._remembered]}
 
     def _in(self, seconds: float) -> tuple[float, int]:
         return (self._time() + seconds, self.shared.place())

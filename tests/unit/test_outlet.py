@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -302,7 +303,7 @@ def test_a_server_that_was_away_is_looked_at_once_it_is_back_and_then_no_more(st
 # ---- through ---------------------------------------------------------------------------------------------------------
 
 
-def test_through_asks_the_journal_for_nothing_but_a_sequence(stage: Stage) -> None:
+def test_through_has_its_sequence_from_the_journal_in_which_nothing_waits(stage: Stage) -> None:
     through = stage.make(None)
     value, place = through.begin(K1)
 
@@ -332,6 +333,51 @@ def test_what_a_leader_computes_does_not_displace_what_was_put_meanwhile(stage: 
     assert stage.pending() == {K1: "put"}
     stage.flusher.flush(10)
     assert stage.target.values() == ["put"]
+
+
+def test_nor_what_was_put_and_flushed_meanwhile(stage: Stage) -> None:
+    for key, write in ((K1, stage.deliver), (K2, partial(stage.deliver, deleted=True))):
+        _, place = stage.outlet.begin(key)
+        write(key, "put")
+        assert stage.flusher.flush(0.0).taken == 1
+
+        assert stage.deliver(key, "computed", place=place) is False
+        assert stage.pending() == {}
+        assert stage.outlet.begin(key)[0] is MISSING
+    assert stage.target.values() == ["put", "put"]
+
+
+def test_nor_does_it_reach_a_sink_that_is_written_through(stage: Stage) -> None:
+    through = stage.make(None)
+    _, place = through.begin(K1)
+    _, other = through.begin(K2)
+    through.deliver(K1, (1,), {}, "put")
+
+    through.deliver(K1, (1,), {}, "computed", place=place)
+    through.deliver(K2, (1,), {}, "computed", place=other)
+    assert stage.target.values() == ["put", "computed"]
+
+
+def test_nor_where_it_goes_past_the_journal_which_remembers_it(make: Make) -> None:
+    stage = make(max_pending=1, when_full="through")
+    stage.deliver(K1, "waits")
+    _, place = stage.outlet.begin(K2)
+    stage.deliver(K2, "put")
+    stage.deliver(K2, "computed", place=place)
+
+    assert stage.target.values() == ["put"]
+
+
+def test_what_a_sink_refuses_at_once_is_not_remembered(stage: Stage) -> None:
+    through = stage.make(None)
+    _, place = through.begin(K1)
+    stage.target.error = ValueError("no")
+    with pytest.raises(ValueError, match="no"):
+        through.deliver(K1, (1,), {}, "put")
+    stage.target.error = None
+    through.deliver(K1, (1,), {}, "computed", place=place)
+
+    assert stage.target.values() == ["computed"]
 
 
 def test_nor_in_the_sink_though_it_comes_later(stage: Stage) -> None:
