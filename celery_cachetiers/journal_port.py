@@ -208,10 +208,13 @@ class Journal(Protocol):
             How many were removed.
         """
 
-    def note(self, sink: str, taken: Sequence[tuple[str, int]]) -> None:
+    def note(self, sink: str, taken: Sequence[tuple[str, int]], *, must_try: bool = False) -> None:
         """Remembers the same of writes that the sink has got past the journal, and removes what they have overtaken.
 
         Later sequences are above theirs.
+
+        Args:
+            must_try: Also while the server is left alone after a failure.
         """
 
     def overtaken(self, sink: str, written: Sequence[tuple[str, int]]) -> list[bool]:
@@ -288,3 +291,6 @@ class Outlet(Protocol):
 
         What is written in that place later is older than what anybody else writes meanwhile.
         """
+
+    def begin_anyway(self, key: str) -> Place:
+        """The same before a compute that takes place whatever waits: that is delivered first, as far as it can be."""

@@ -1,19 +1,23 @@
-"""One process' side of the journal: whether it is safe, when a flush is asked for, and numbers for while it is away."""
+"""One process' side of the journal: whether it is safe, when a flush is asked for, and what is kept while it is away."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from celery_cachetiers.clock import Clock
-from celery_cachetiers.errors import ConfigurationError
+from celery_cachetiers.errors import ConfigurationError, TierUnavailable
 from celery_cachetiers.journal_port import Journal
 from celery_cachetiers.sinks import Sink
 
 ASK_EVERY: Final = 1.0
 """Seconds at least between two messages of a process that ask for a flush of a full journal."""
+
+
+UNNOTED: Final = 10_000
+"""Keys of a sink at most whose writes have gone past a journal that did not answer, and are to be noted in it."""
 
 
 @dataclass(slots=True)
@@ -88,3 +92,39 @@ class LocalSequences:
         with self._lock:
             self._last = max(self._last + 1, int(self._clock.time() * 1_000_000))
             return self._last
+
+
+class Unnoted:
+    """Writes that have gone past a journal which could not be told of them: it is told as soon as it answers.
+
+    Until then it may hold an older write of the same key, which would answer in place of the body and be flushed.
+
+    Concurrency: threads may share it; what two of them tell twice does no harm.
+    """
+
+    def __init__(self) -> None:
+        self._sequences: dict[str, dict[str, int]] = {}
+
+    def add(self, sink: str, taken: Sequence[tuple[str, int]]) -> None:
+        """Keeps these; of too many the first are forgotten."""
+        kept = self._sequences.setdefault(sink, {})
+        for key, sequence in taken:
+            kept[key] = max(kept.get(key, 0), sequence)
+        for key in list(kept)[: max(len(kept) - UNNOTED, 0)]:
+            kept.pop(key, None)
+
+    def tell(self, journal: Journal, sink: str, *, must_try: bool = False) -> None:
+        """Notes what is kept. Raises and ``must_try`` as `Journal.note`. Costs: nothing if there is nothing."""
+        kept = self._sequences.pop(sink, None)
+        if not kept:
+            return
+        taken = list(kept.items())
+        try:
+            journal.note(sink, taken, must_try=must_try)
+        except TierUnavailable:
+            self.add(sink, taken)
+            raise
+
+    def reset_after_fork(self) -> None:
+        """The parent tells it."""
+        self._sequences = {}

@@ -144,7 +144,7 @@ class CachedTaskMixin(OnCommitMixin):
         if call is None:
             call = memoized.quiet_call(*given)
             if call is not None:
-                _, call.place = memoized.outlet.begin(call.digest)
+                call.place = memoized.outlet.begin_anyway(call.digest)
         with memoized.running(args, kwargs) as tags_of:
             value = super().__call__(*args, **kwargs)  # type: ignore[misc]
         memoized.write(call, *given, value, tags_of(value))

@@ -23,7 +23,7 @@ from celery_cachetiers.events import Event
 from celery_cachetiers.flush import Flusher
 from celery_cachetiers.journal.redis import RedisJournal
 from celery_cachetiers.journal_port import Backlog, Journal, Record
-from celery_cachetiers.journaling import LocalSequences, SafeJournal
+from celery_cachetiers.journaling import LocalSequences, SafeJournal, Unnoted
 from celery_cachetiers.leases.repeat import repeating
 from celery_cachetiers.outlet import TaskOutlet
 from celery_cachetiers.policy import Policy
@@ -61,7 +61,7 @@ class WriteBehind:
 
     def __init__(self, tiers: CacheTiers) -> None:
         self._tiers = tiers
-        self.sequences = LocalSequences(tiers.clock)
+        self.sequences, self.unnoted = LocalSequences(tiers.clock), Unnoted()
         journal = self._connect()
         self.journal: Journal | None = journal
         self._safe = SafeJournal(journal, self.send_flush, tiers.clock.monotonic) if journal is not None else None
@@ -91,7 +91,7 @@ class WriteBehind:
             logger.warning("celery-cachetiers: %s: no Redis for the journal: written through instead", task)
         return TaskOutlet(
             task, find(policy.sink, f"task {task}"), self._tiers.codec(policy), self._tiers.clock, self._tiers.events,
-            self.sequences, journal=journal, numbers=self.journal, pump=self,
+            self.sequences, self.unnoted, journal=journal, numbers=self.journal, pump=self,
         )  # fmt: skip
 
     def check(self) -> None:
@@ -123,9 +123,11 @@ class WriteBehind:
             ConfigurationError: There is no such sink, or no journal.
             TierUnavailable: The journal is away.
         """
-        self._needed()
+        journal = self._needed()
         sinks = [find(sink)] if sink is not None else list(registered().values())
         deadline = self._tiers.clock.monotonic() + seconds
+        for each in sinks:
+            self.unnoted.tell(journal, each.name, must_try=True)
         return {
             each.name: self._flusher(each).flush(max(deadline - self._tiers.clock.monotonic(), 0.0)) for each in sinks
         }
@@ -230,6 +232,7 @@ class WriteBehind:
         """Leaves the parent's connections and flushers alone."""
         self._lock, self._flushers = threading.Lock(), {}
         self.sequences.reset_after_fork()
+        self.unnoted.reset_after_fork()
         if self.journal is not None:
             self.journal.reset_after_fork()
         if self._safe is not None:

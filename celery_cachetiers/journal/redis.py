@@ -123,10 +123,11 @@ class RedisJournal:
         names = self._names(sink, "v", "d", "b", "c", "a", "t", "x", "o")
         return int(self._run(_ACKNOWLEDGE, names, token, *self._memory, *_pairs(taken)))
 
-    def note(self, sink: str, taken: Sequence[tuple[str, int]]) -> None:
+    def note(self, sink: str, taken: Sequence[tuple[str, int]], *, must_try: bool = False) -> None:
         names = self._names(sink, "v", "d", "b", "c", "a", "t", "x", "o", "s")
         for at in range(0, len(taken), _AT_ONCE):
-            self._ask(_NOTE, names, *self._memory, *_pairs(taken[at : at + _AT_ONCE]))
+            part = _pairs(taken[at : at + _AT_ONCE])
+            self._run(_NOTE, names, *self._memory, *part, must_try=must_try)
 
     def overtaken(self, sink: str, written: Sequence[tuple[str, int]]) -> list[bool]:
         [name] = self._names(sink, "t")

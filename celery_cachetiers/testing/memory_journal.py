@@ -143,7 +143,7 @@ class MemoryJournal:
         dirty.token, dirty.due, dirty.born = "", self._in(0.0), min(self._time(), sequence / 1e6)
         return False
 
-    def note(self, sink: str, taken: Sequence[tuple[str, int]]) -> None:
+    def note(self, sink: str, taken: Sequence[tuple[str, int]], *, must_try: bool = False) -> None:
         with self.shared.lock:
             table = self.shared.sinks[sink]
             self._remember(table, taken)

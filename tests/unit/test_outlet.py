@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,11 +14,11 @@ from celery_cachetiers.clock import SystemClock
 from celery_cachetiers.codec import Codec
 from celery_cachetiers.delivery import Flushed
 from celery_cachetiers.entry import MISSING
-from celery_cachetiers.errors import ConfigurationError, JournalFull, TierUnavailable, UnusableEntry
+from celery_cachetiers.errors import ConfigurationError, JournalFull, SinkUnavailable, TierUnavailable, UnusableEntry
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.flush import Flusher
 from celery_cachetiers.journal_port import Place, Record
-from celery_cachetiers.journaling import LocalSequences, SafeJournal
+from celery_cachetiers.journaling import UNNOTED, LocalSequences, SafeJournal, Unnoted
 from celery_cachetiers.leases.repeat import repeating
 from celery_cachetiers.outlet import TaskOutlet
 from celery_cachetiers.records import packed, unpacked
@@ -74,6 +74,14 @@ class Journal(MemoryJournal):
         self._check()
         return super().sequence(sink)
 
+    def note(self, sink: str, taken: Sequence[tuple[str, int]], *, must_try: bool = False) -> None:
+        self._check()
+        super().note(sink, taken)
+
+    def overtaken(self, sink: str, written: Sequence[tuple[str, int]]) -> list[bool]:
+        self._check()
+        return super().overtaken(sink, written)
+
     def claim(self, *args: Any, **options: Any) -> list[Record]:
         self._check()
         return super().claim(*args, **options)
@@ -96,6 +104,7 @@ class Stage:
     asked: list[str] = field(default_factory=list)
     heard: list[tuple[Event, dict[str, object]]] = field(default_factory=list)
     pumped: int = 0
+    unnoted: Unnoted = field(default_factory=Unnoted)
 
     def __post_init__(self) -> None:
         self.events.subscribe(lambda event, task, details: self.heard.append((event, details)))
@@ -109,7 +118,7 @@ class Stage:
 
     def make(self, safe: SafeJournal | None) -> TaskOutlet:
         return TaskOutlet(
-            TASK, self.sink, self.codec, self.clock, self.events, LocalSequences(self.clock),
+            TASK, self.sink, self.codec, self.clock, self.events, LocalSequences(self.clock), self.unnoted,
             journal=safe, numbers=self.journal, pump=self,
         )  # fmt: skip
 
@@ -368,6 +377,37 @@ def test_nor_where_it_goes_past_the_journal_which_remembers_it(make: Make) -> No
     assert stage.target.values() == ["put"]
 
 
+def test_a_write_past_a_journal_that_was_away_ends_what_waited_there_as_soon_as_it_answers(stage: Stage) -> None:
+    stage.deliver(K1, "waits")
+    stage.deliver(K2, "waits")
+    stage.journal.away = True
+    stage.deliver(K1, "past")
+    assert stage.outlet.begin(K1)[0] is MISSING
+    stage.journal.away = False
+
+    assert stage.outlet.begin(K3)[0] is MISSING
+    assert stage.pending() == {K2: "waits"}
+    assert stage.target.values() == ["past"]
+
+
+def test_so_many_writes_past_a_journal_that_is_away_are_kept_the_newest(stage: Stage) -> None:
+    keys, now = [str(number) for number in range(UNNOTED + 2)], stage.journal.sequence(SINK)
+    stage.unnoted.add(SINK, [(key, now + number) for number, key in enumerate(keys)])
+    stage.unnoted.add(SINK, [(keys[5], now)])
+    stage.unnoted.tell(stage.journal, SINK)
+
+    taken = stage.journal.overtaken(SINK, [(key, now + number) for number, key in enumerate(keys)])
+    assert taken == [False, False, *[True] * UNNOTED]
+
+
+def test_a_forked_process_leaves_it_to_its_parent_to_tell(stage: Stage) -> None:
+    stage.unnoted.add(SINK, [(K1, 5)])
+    stage.unnoted.reset_after_fork()
+    stage.unnoted.tell(stage.journal, SINK)
+
+    assert stage.journal.overtaken(SINK, [(K1, 5)]) == [False]
+
+
 def test_what_a_sink_refuses_at_once_is_not_remembered(stage: Stage) -> None:
     through = stage.make(None)
     _, place = through.begin(K1)
@@ -458,6 +498,29 @@ def test_what_is_computed_while_a_deletion_cannot_be_delivered_is_older_than_it(
     stage.clock.advance(60)
     stage.flusher.flush(10)
     assert [write.deleted for write in stage.target.got] == [False, True]
+
+
+def test_what_waits_reaches_the_sink_before_a_body_that_runs_anyway(stage: Stage) -> None:
+    stage.deliver(K1, "waits")
+    place = stage.outlet.begin_anyway(K1)
+    assert stage.target.values() == ["waits"]
+
+    stage.deliver(K1, "computed", place=place)
+    assert stage.pending() == {K1: "computed"}
+
+
+def test_what_a_body_gives_that_ran_anyway_yields_to_what_the_sink_did_not_take(stage: Stage) -> None:
+    stage.deliver(K1, "waits")
+    stage.target.error = SinkUnavailable("down")
+    place = stage.outlet.begin_anyway(K1)
+    assert place.looked is False
+    stage.target.error = None
+
+    stage.deliver(K1, "computed", place=place)
+    assert stage.pending() == {K1: "waits"}
+    stage.flusher.flush_key(K1)
+    stage.deliver(K1, "computed", place=place)
+    assert (stage.target.values(), stage.pending()) == (["waits"], {})
 
 
 def test_a_deletion_in_another_flushers_hands_is_waited_for(make: Make) -> None:
