@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from celery_cachetiers.writes import Write
@@ -22,13 +22,18 @@ class Record:
         key: Digest of the call.
         sequence: Of its last write.
         body: The write as the codec packed it.
-        attempts: How often the sink has failed with it alone.
+        attempts: How often the sink has failed with it alone, and was known to take others.
+        failing_for: Seconds since the sink failed with it alone for the first time, known to take others or not; 0: it
+            never has.
+        taken_since: Since it last has, the sink has taken something that was written later.
     """
 
     key: str
     sequence: int
     body: bytes
     attempts: int = 0
+    failing_for: float = field(default=0.0, compare=False)
+    taken_since: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,13 +230,15 @@ class Journal(Protocol):
         """
 
     def give_back(
-        self, sink: str, token: str, untaken: Sequence[tuple[str, int]], delay: float, *, failed: bool
-    ) -> None:
+        self, sink: str, token: str, untaken: Sequence[tuple[str, int]], delay: float, *,
+        failed: bool, doubted: bool = False,
+    ) -> None:  # fmt: skip
         """Ends claims; the records are due after so many seconds, those that were written again meanwhile at once.
 
         Args:
             untaken: Key and sequence of each.
             failed: Counts an attempt for each.
+            doubted: The sink has failed with each alone, which may be the sink's fault: notes when, and counts nothing.
         """
 
     def bury(self, sink: str, token: str, record: Record, reason: str, details: str) -> bool:

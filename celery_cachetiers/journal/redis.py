@@ -10,6 +10,7 @@ import json
 import struct
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import redis
@@ -112,9 +113,8 @@ class RedisJournal:
 
     def claim(self, sink: str, token: str, limit: int, seconds: float, key: str = "") -> list[Record]:
         run = self._ask if key else self._run  # a caller asks for one key, a flusher for what is due
-        found = run(_CLAIM, self._names(sink, "v", "d", "c", "a"), token, limit, _us(seconds), key)
-        rows = zip(found[::3], found[1::3], found[2::3], strict=True)
-        return [_record(key.decode(), value, int(attempts)) for key, value, attempts in rows]
+        found = run(_CLAIM, self._names(sink, "v", "d", "c", "a", "t"), token, limit, _us(seconds), key)
+        return [_claimed(*found[at : at + 5]) for at in range(0, len(found), 5)]
 
     def renew(self, sink: str, token: str, keys: Sequence[str], seconds: float) -> int:
         return int(self._run(_RENEW, self._names(sink, "d", "c"), token, _us(seconds), *keys))
@@ -136,10 +136,11 @@ class RedisJournal:
         return [_number(score) >= sequence for score, (_, sequence) in zip(scores, written, strict=True)]
 
     def give_back(
-        self, sink: str, token: str, untaken: Sequence[tuple[str, int]], delay: float, *, failed: bool
-    ) -> None:
-        names = self._names(sink, "v", "d", "c", "a")
-        self._run(_GIVE_BACK, names, token, _us(delay), "1" if failed else "", *_pairs(untaken))
+        self, sink: str, token: str, untaken: Sequence[tuple[str, int]], delay: float, *,
+        failed: bool, doubted: bool = False,
+    ) -> None:  # fmt: skip
+        names, what = self._names(sink, "v", "d", "c", "a"), "1" if failed else "2" if doubted else ""
+        self._run(_GIVE_BACK, names, token, _us(delay), what, *_pairs(untaken))
 
     def bury(self, sink: str, token: str, record: Record, reason: str, details: str) -> bool:
         head = json.dumps([record.attempts, reason, details, time.time()]).encode()
@@ -212,9 +213,13 @@ class RedisJournal:
         return self._run(script, keys, *args, must_try=False)
 
 
-def _record(key: str, value: bytes, attempts: int = 0) -> Record:
-    sequence = int.from_bytes(value[:_SEQUENCE_BYTES], "big")
-    return Record(key, sequence, value[_SEQUENCE_BYTES:], attempts)
+def _record(key: str, value: bytes) -> Record:
+    return Record(key, int.from_bytes(value[:_SEQUENCE_BYTES], "big"), value[_SEQUENCE_BYTES:])
+
+
+def _claimed(key: bytes, value: bytes, attempts: int, failing_us: int, taken_since: int) -> Record:
+    record = _record(key.decode(), value)
+    return replace(record, attempts=attempts, failing_for=failing_us / 1e6, taken_since=bool(taken_since))
 
 
 def _buried(key: str, value: bytes) -> Buried:

@@ -23,12 +23,14 @@ class Dirty:
         born: Its first write that no sink has taken, epoch seconds.
         due: When it may be claimed, or until when it is; then its place among those of the same instant.
         token: Whose it is, "" for nobody's.
+        failed: When it has failed alone first and last, epoch seconds.
     """
 
     record: Record
     born: float
     due: tuple[float, int]
     token: str = ""
+    failed: tuple[float, float] | None = None
 
 
 @dataclass(slots=True)
@@ -90,7 +92,7 @@ class MemoryJournal:
         if dirty is None:
             table.dirty[key] = Dirty(record, self._time(), self._in(0.0))
         else:
-            dirty.record = record
+            dirty.record, dirty.failed = record, None
         return record.sequence
 
     def beside(self, sink: str, writes: Sequence[tuple[str, bytes]], max_pending: int) -> None:
@@ -119,7 +121,14 @@ class MemoryJournal:
                 chosen = sorted(filter(self._due, dirty.values()), key=lambda each: each.due)[:limit]
             for each in chosen:
                 each.token, each.due = token, self._in(seconds)
-            return [each.record for each in chosen]
+            return [self._claimed(self.shared.sinks[sink], each) for each in chosen]
+
+    def _claimed(self, table: SinkTable, dirty: Dirty) -> Record:
+        if dirty.failed is None:
+            return dirty.record
+        first, last = dirty.failed
+        taken_since = max(table.taken.values(), default=0) > last * 1e6
+        return replace(dirty.record, failing_for=self._time() - first, taken_since=taken_since)
 
     def renew(self, sink: str, token: str, keys: Sequence[str], seconds: float) -> int:
         with self.shared.lock:
@@ -158,8 +167,9 @@ class MemoryJournal:
             return [taken.get(key, 0) >= sequence for key, sequence in written]
 
     def give_back(
-        self, sink: str, token: str, untaken: Sequence[tuple[str, int]], delay: float, *, failed: bool
-    ) -> None:
+        self, sink: str, token: str, untaken: Sequence[tuple[str, int]], delay: float, *,
+        failed: bool, doubted: bool = False,
+    ) -> None:  # fmt: skip
         with self.shared.lock:
             for key, sequence in untaken:
                 dirty = self._held(sink, token, key)
@@ -167,6 +177,9 @@ class MemoryJournal:
                     continue
                 same = dirty.record.sequence == sequence
                 dirty.token, dirty.due = "", self._in(delay if same else 0.0)
+                if same and (failed or doubted):
+                    now = self._time()
+                    dirty.failed = (dirty.failed[0] if dirty.failed is not None else now, now)
                 if same and failed:
                     dirty.record = replace(dirty.record, attempts=dirty.record.attempts + 1)
 
@@ -208,7 +221,7 @@ class MemoryJournal:
         if dirty is None:
             table.dirty[key] = Dirty(record, self._time(), self._in(0.0))
         elif dirty.record.sequence < record.sequence:
-            dirty.record = record
+            dirty.record, dirty.failed = record, None
         else:
             return False
         return True

@@ -19,7 +19,7 @@ from celery.bin.base import CLIContext
 from click import Group
 from click.testing import CliRunner, Result
 
-from celery_cachetiers import CachedTask, CacheTiers, ConfigurationError, Write, sink
+from celery_cachetiers import CachedTask, CacheTiers, ConfigurationError, SinkRejected, Write, sink
 from celery_cachetiers.cli import cachetiers, common
 from celery_cachetiers.journal_port import Exhumed
 from tests.integration.apps.behind_tasks import BehindDeployment
@@ -41,10 +41,19 @@ class Table:
         self.refused: set[Any] = set()
 
     def __call__(self, writes: list[Write]) -> None:
+        failures: dict[str, BaseException] = {}
         for write in writes:
-            if write.args[0] in self.refused:
-                raise ValueError(f"no room for {write.args[0]}")
-        self.got += writes
+            try:
+                self.take(write)
+            except ValueError as error:
+                failures[write.key] = error
+        if failures:
+            raise SinkRejected(failures)
+
+    def take(self, write: Write) -> None:
+        if write.args[0] in self.refused:
+            raise ValueError(f"no room for {write.args[0]}")
+        self.got.append(write)
 
 
 @pytest.fixture

@@ -412,6 +412,45 @@ class JournalConformance:
             journal.give_back([one], failed=True)
             journal.give_back([other])
 
+    def test_a_record_that_has_failed_alone_says_for_how_long(self, journal: JournalUnderTest) -> None:
+        journal.write("a", "b", "c")
+        a, b, c = journal.claim()
+        assert [each.failing_for for each in (a, b, c)] == [0.0, 0.0, 0.0]
+        journal.ours.give_back(journal.sink, "ours", pairs([a]), 0.0, failed=False, doubted=True)
+        journal.give_back([b], failed=True)
+        journal.give_back([c])
+        journal.advance(0.2)
+        found = journal.claim()
+        assert [each.attempts for each in found] == [0, 1, 0]
+        assert [each.failing_for >= 0.2 for each in found] == [True, True, False]
+        assert found[0].failing_for < 60
+        journal.ours.give_back(journal.sink, "ours", pairs(found), 0.0, failed=False, doubted=True)
+        journal.write("b")
+        found = journal.claim_there()
+
+        assert [(each.attempts, each.failing_for >= 0.2) for each in found] == [(0, True), (0, False), (0, False)]
+
+    def test_a_record_that_has_failed_alone_says_whether_a_later_write_was_taken_since(
+        self, journal: JournalUnderTest
+    ) -> None:
+        journal.write("before", "a")
+        claimed = journal.claim()
+        journal.advance(0.01)
+        journal.ours.give_back(journal.sink, "ours", pairs(claimed[1:]), 0.0, failed=False, doubted=True)
+        journal.acknowledge(claimed[:1])
+        claimed = journal.claim()
+        assert [each.taken_since for each in claimed] == [False]
+        journal.give_back(claimed)
+        journal.advance(0.01)
+        journal.write("after")
+        journal.acknowledge(journal.claim(key="after"))
+        claimed = journal.claim()
+        assert [each.taken_since for each in claimed] == [True]
+        journal.advance(0.01)
+        journal.give_back(claimed, failed=True)
+
+        assert [each.taken_since for each in journal.claim()] == [False]
+
     def test_what_was_written_again_is_due_at_once_and_has_no_attempt(self, journal: JournalUnderTest) -> None:
         journal.write("a", body=b"old")
         claimed = journal.claim()
