@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +13,14 @@ from celery_cachetiers.errors import ConfigurationError, TierUnavailable
 from celery_cachetiers.journal_port import Journal
 from celery_cachetiers.sinks import Sink
 
+logger = logging.getLogger("celery_cachetiers")
+
 ASK_EVERY: Final = 1.0
 """Seconds at least between two messages of a process that ask for a flush of a full journal."""
 
+
+CHECK_EVERY: Final = 30.0
+"""Seconds at most that a process writes into the journal without a look at how its server is configured."""
 
 UNNOTED: Final = 10_000
 """Keys of a sink at most whose writes have gone past a journal that did not answer, and are to be noted in it."""
@@ -22,7 +28,8 @@ UNNOTED: Final = 10_000
 
 @dataclass(slots=True)
 class SafeJournal:
-    """The journal of this process, looked at once before the first write.
+    """The journal of this process, looked at before the first write, and again and again: a server is reconfigured, or
+    another one takes its place, while it is written to.
 
     Attributes:
         journal: Where writes wait.
@@ -33,25 +40,56 @@ class SafeJournal:
     journal: Journal
     send_flush: Callable[[str], None]
     monotonic: Callable[[], float]
-    _checked: bool = False
+    _checked_at: float | None = None
+    _unsafe: str | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _written: dict[str, int] = field(default_factory=dict)
     _asked: dict[str, float] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Looks once, as soon as the server answers.
+        """Looks as soon as the server answers, and then every `CHECK_EVERY` seconds.
 
         Raises:
-            ConfigurationError: The server may lose records by its own configuration.
-            TierUnavailable: It does not answer.
+            ConfigurationError: The server may lose records by its own configuration, and has from the start.
+            TierUnavailable: It may since; or it does not answer.
+
+        Costs: nothing; where a look is due 1 round trip.
         """
-        if self._checked:
-            return
+        at = self._checked_at
+        if at is None or self.monotonic() >= at + CHECK_EVERY:
+            self.look()
+        elif self._unsafe is not None:
+            raise TierUnavailable(self._unsafe)
+
+    def look(self) -> None:
+        """The same, now. Costs: 1 round trip."""
         reason = self.journal.unsafe()
-        if reason is not None:
+        if reason is not None and self._checked_at is None:
             allowed = f"a server that keeps what it has, or write='through': {reason}"
             raise ConfigurationError("cachetiers_journal_url", "(the journal's Redis)", allowed)
-        self._checked = True
+        before, self._unsafe, self._checked_at = self._unsafe, reason, self.monotonic()
+        if reason is None:
+            return
+        if before is None:
+            logger.error(
+                "celery-cachetiers: the journal's Redis is safe no more, what is written goes to its sink at once: %s",
+                reason,
+            )
+        raise TierUnavailable(reason)
+
+    def look_in_passing(self) -> None:
+        """Looks, and raises nothing: what waits in a journal that is not safe must go to its sink all the sooner."""
+        try:
+            self.look()
+        except ConfigurationError as error:
+            logger.error("celery-cachetiers: %s", error)
+        except TierUnavailable:
+            pass
+
+    def look_again(self) -> None:
+        """Has the next write look, as the server may be another one."""
+        if self._checked_at is not None:
+            self._checked_at = float("-inf")
 
     def count(self, sink: Sink, writes: int) -> None:
         """Counts what this process has written; each full batch asks for a flush, which beat may be far from."""

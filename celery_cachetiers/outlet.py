@@ -98,6 +98,16 @@ class TaskOutlet:
             return write.value, place
         return MISSING, self._delivered(self._journal, key, write, place)
 
+    def waiting(self, key: str) -> object:
+        """The value that waits under a key, for who does not compute; `MISSING` without one, and for a deletion.
+
+        Costs: 1 round trip; with ``write="through"`` nothing.
+        """
+        if self._journal is None:
+            return MISSING
+        write, _ = self._pending(self._journal, key)
+        return MISSING if write is None or write.deleted else write.value
+
     def begin_anyway(self, key: str) -> Place:
         """The place of what is computed now, whatever waits: that is delivered first, as the body would not find it.
 

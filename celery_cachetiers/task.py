@@ -23,7 +23,6 @@ from celery_cachetiers.declaration import checked, options_of
 from celery_cachetiers.django import OnCommitMixin
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import ConfigurationError, NotCached
-from celery_cachetiers.events import Event
 from celery_cachetiers.memoized import Memoized
 from celery_cachetiers.publishing import (
     KEY_HEADER,
@@ -320,7 +319,7 @@ def _has_looked(request: Context | None, call: Call) -> bool:
 
 def _only(memoized: Memoized, call: Call) -> object:
     reading = memoized.cache.look_in_l2(call)  # L1 has been asked
-    if reading is None:
-        memoized.extension.events.emit(Event.MISS, memoized.name, key=call.digest)
+    value = memoized.waiting(call) if reading is None else reading.value
+    if value is MISSING:
         raise NotCached(memoized.name, call.digest)
-    return reading.value
+    return value

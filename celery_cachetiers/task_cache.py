@@ -11,7 +11,6 @@ from celery_cachetiers.attempt import Terms
 from celery_cachetiers.call import Call
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import ConfigurationError, TierUnavailable
-from celery_cachetiers.events import Event
 from celery_cachetiers.memoized import Memoized
 from celery_cachetiers.metrics.tally import Tally
 from celery_cachetiers.outlet import BesideWrite, Keyed, TaskOutlet
@@ -37,15 +36,17 @@ class TaskCache:
         return self._call(args, kwargs).digest
 
     def get(self, *args: Any, **kwargs: Any) -> Any:
-        """The cached value, one that may be served stale included, or `MISSING`. Costs: at most 1 round trip."""
+        """The cached value, one that may be served stale included, or `MISSING`.
+
+        Of a task with a sink also the value that waits for that.
+
+        Costs: at most 1 round trip; a miss of a task with ``write="behind"`` 1 more.
+        """
         if not self._on():
             return MISSING
         call = self._call(args, kwargs)
         reading = self._memoized.cache.look(call)
-        if reading is None:
-            self._memoized.extension.events.emit(Event.MISS, self._memoized.name, key=call.digest)
-            return MISSING
-        return reading.value
+        return self._memoized.waiting(call) if reading is None else reading.value
 
     def put(
         self, args: tuple[Any, ...], value: object, kwargs: Mapping[str, Any] | None = None, *, ttl: float | None = None

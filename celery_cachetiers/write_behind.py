@@ -62,6 +62,7 @@ class WriteBehind:
     def __init__(self, tiers: CacheTiers) -> None:
         self._tiers = tiers
         self.sequences, self.unnoted = LocalSequences(tiers.clock), Unnoted()
+        self._safe: SafeJournal | None = None
         journal = self._connect()
         self.journal: Journal | None = journal
         self._safe = SafeJournal(journal, self.send_flush, tiers.clock.monotonic) if journal is not None else None
@@ -79,9 +80,14 @@ class WriteBehind:
             return None
         url, options = where
         # Of its own: the cache may answer while the journal's server does not.
-        breaker = Breaker(settings.breaker_window, self._tiers.clock, _tell)
+        breaker = Breaker(settings.breaker_window, self._tiers.clock, self._told)
         client = RedisClient(url, settings.timeout, breaker, **options)
         return RedisJournal(client, settings.namespace, beside_entries=where == self._tiers.where())
+
+    def _told(self, opened: bool) -> None:
+        _tell(opened)
+        if self._safe is not None and not opened:
+            self._safe.look_again()
 
     def outlet(self, task: str, policy: Policy) -> TaskOutlet:
         """The way of one task's values. Raises `ConfigurationError` for a sink that nobody has registered."""
@@ -126,6 +132,8 @@ class WriteBehind:
         journal = self._needed()
         sinks = [find(sink)] if sink is not None else list(registered().values())
         deadline = self._tiers.clock.monotonic() + seconds
+        if self._safe is not None:
+            self._safe.look_in_passing()
         for each in sinks:
             self.unnoted.tell(journal, each.name, must_try=True)
         return {

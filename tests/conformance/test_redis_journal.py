@@ -44,7 +44,9 @@ def at(namespace: str) -> Iterator[Open]:
                 else:
                     plain.set(name, last)
 
-            return JournalUnderTest(journal(url, timeout, **options), journal(url, timeout, **options), set_last_sequence)
+            return JournalUnderTest(
+                journal(url, timeout, **options), journal(url, timeout, **options), set_last_sequence
+            )
 
         yield both
 

@@ -18,6 +18,7 @@ from celery_cachetiers import (
     CacheTiers,
     ConfigurationError,
     JournalFull,
+    NotCached,
     SinkUnavailable,
     TierUnavailable,
     Write,
@@ -484,7 +485,7 @@ def test_a_write_past_a_journal_that_was_away_answers_once_that_is_back(
     apart: Celery, redis_proxy: RedisProxy, table: Table
 ) -> None:
     apart.conf.cachetiers_breaker_window = 0.0
-    order, count = task_of(apart)
+    order, _ = task_of(apart)
     order.cache.put(("a",), "older")
     redis_proxy.refuse()
     order.cache.put(("a",), "newer")
@@ -574,7 +575,8 @@ def test_what_is_computed_without_a_look_does_not_displace_what_waits(
     assert way(order, "a") == "a#1"  # the database behind the sink is older, and nobody could know
     redis_proxy.on_command = None
     if not uncached:
-        assert order.cache.get("a") is MISSING
+        assert order.cache.get("a") == "acknowledged"
+        assert order.memoized.cache.look(order.memoized.call(("a",), {})) is None
         assert way(order, "a") == "acknowledged"
     flush(app)
     assert table.values() == ["acknowledged"]
@@ -659,6 +661,31 @@ def test_a_server_that_evicts_any_key_is_refused_at_the_first_write(
 
         assert order.cache.get("a") is MISSING
         assert table.got == []
+
+
+@pytest.mark.parametrize("after", ["a flush", "an outage"])
+def test_a_server_that_is_made_to_evict_any_key_is_written_past(
+    namespace: str, redis_factory: RedisServers, table: Table, after: str
+) -> None:
+    own = redis_factory()
+    with closing(cached_app(namespace, own.url())) as app, own.client() as admin:
+        app.conf.cachetiers_timeout = 0.2
+        order, _ = task_of(app)
+        order.cache.put(("a",), 1)
+        admin.config_set("maxmemory-policy", "allkeys-lru")
+        if after == "a flush":
+            flush(app)
+        else:
+            own.pause()
+            with pytest.raises(TierUnavailable):
+                order.cache.put(("b",), 2)
+            own.resume()
+            assert pending(app) > 0  # it answers again
+        order.cache.put(("c",), 3)
+
+        assert table.values() == ([1, 3] if after == "a flush" else [2, 3])
+        flush(app)
+        assert pending(app) == 0
 
 
 def test_the_journal_may_be_elsewhere(namespace: str, redis_factory: RedisServers, table: Table) -> None:
@@ -995,6 +1022,35 @@ def test_a_put_while_the_body_runs_wins_in_cache_journal_and_sink(app: Celery, t
     assert order("a") == "put"
     flush(app)
     assert table.values() == ["put"]
+
+
+def test_who_does_not_compute_gets_what_waits(app: Celery, table: Table) -> None:
+    order, count = task_of(app)
+    order.cache.put(("a",), "put")
+    order.cache.invalidate("a")
+
+    assert order.cache.get("a") == "put"
+    assert eager(order, "a", cache_mode="only") == "put"
+    assert order.cache.info().journal_hits == 2
+    order.cache.delete("a")
+    assert order.cache.get("a") is MISSING
+    with pytest.raises(NotCached):
+        eager(order, "a", cache_mode="only")
+    with pytest.raises(NotCached):
+        eager(order, "b", cache_mode="only")
+    assert len(count) == 0
+
+
+@pytest.mark.parametrize(("write", "more"), [("behind", 1), ("through", 0)])
+def test_a_look_that_misses_asks_the_journal_too(
+    app: Celery, redis_proxy: RedisProxy, table: Table, write: str, more: int
+) -> None:
+    order, _ = task_of(app, write=write)
+    warm(app, redis_proxy, order)
+    redis_proxy.reset()
+
+    assert order.cache.get("a") is MISSING
+    assert trips(redis_proxy) == 1 + more
 
 
 class Database:

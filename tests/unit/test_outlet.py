@@ -18,7 +18,7 @@ from celery_cachetiers.errors import ConfigurationError, JournalFull, SinkUnavai
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.flush import Flusher
 from celery_cachetiers.journal_port import Place, Record
-from celery_cachetiers.journaling import UNNOTED, LocalSequences, SafeJournal, Unnoted
+from celery_cachetiers.journaling import CHECK_EVERY, UNNOTED, LocalSequences, SafeJournal, Unnoted
 from celery_cachetiers.leases.repeat import repeating
 from celery_cachetiers.outlet import TaskOutlet
 from celery_cachetiers.records import packed, unpacked
@@ -294,6 +294,37 @@ def test_a_server_that_would_lose_records_is_refused_at_the_first_write(stage: S
         stage.deliver(K1, "v")
     assert stage.pending() == {}
     assert stage.target.got == []
+
+
+def test_a_server_that_forgets_later_is_written_past_until_it_does_no_more(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = make(clock=FakeClock())
+    stage.deliver(K1, 1)
+    stage.journal.why_unsafe = "it forgets"
+    stage.clock.advance(CHECK_EVERY - 1)
+    stage.deliver(K1, 2)
+    stage.clock.advance(1)
+    for value in (3, 4):
+        stage.deliver(K2, value)
+    assert (stage.pending(), stage.target.values()) == ({K1: 2}, [3, 4])
+    assert stage.journal.looked == 2
+    assert caplog.text.count("safe no more") == 1
+    stage.journal.why_unsafe = None
+    stage.clock.advance(CHECK_EVERY)
+    stage.deliver(K3, 5)
+
+    assert stage.pending() == {K1: 2, K3: 5}
+
+
+def test_after_an_outage_the_server_is_looked_at_again_as_it_may_be_another_one(stage: Stage) -> None:
+    stage.safe.look_again()
+    stage.deliver(K1, 1)
+    stage.journal.why_unsafe = "it forgets"
+    stage.safe.look_again()
+    stage.deliver(K2, 2)
+
+    assert (stage.pending(), stage.target.values()) == ({K1: 1}, [2])
 
 
 def test_a_server_that_was_away_is_looked_at_once_it_is_back_and_then_no_more(stage: Stage) -> None:
