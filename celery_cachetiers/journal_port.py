@@ -263,6 +263,12 @@ class Journal(Protocol):
     def drop(self, sink: str, keys: Sequence[str]) -> int:
         """Removes records from the dead-letter for good; returns how many."""
 
+    def announce(self, seconds: float) -> bool:
+        """Notes that a flush of all sinks is on its way, for so long at most; false if one is already."""
+
+    def arrived(self) -> None:
+        """The flush that was on its way has begun, or will not come."""
+
     def unsafe(self) -> str | None:
         """Why the server may lose records, in words; ``None`` if nothing is known against it."""
 

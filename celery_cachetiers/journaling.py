@@ -1,4 +1,4 @@
-"""One process' side of the journal: whether it is safe, when a flush is asked for, and what is kept while it is away."""
+"""One process' side of the journal: is it safe, when is a flush asked for, and what is kept while it is away."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ from celery.signals import beat_init, worker_shutdown
 
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.sinks import registered
-from celery_cachetiers.write_behind import FLUSH
+from celery_cachetiers.tasks import PERIODIC_HEADER
+from celery_cachetiers.write_behind import FLUSH, on_its_way
 
 logger = logging.getLogger("celery_cachetiers")
 
@@ -36,7 +37,8 @@ def entries(tiers: CacheTiers) -> dict[str, dict[str, Any]]:
         return {}
     delays = [sink.options.max_delay for sink in sinks if sink.options.max_delay is not None]
     every = min([settings.flush_every, *delays])
-    options: dict[str, Any] = {"expires": every}  # those that no worker has taken do not pile up
+    # One is in the queue at a time, see `tasks.Flush`; those that no worker takes for so long do not pile up.
+    options: dict[str, Any] = {"expires": on_its_way(every), "headers": {PERIODIC_HEADER: True}}
     if settings.flush_queue is not None:
         options["queue"] = settings.flush_queue
     return {FLUSH: {"task": FLUSH, "schedule": every, "options": options}}

@@ -71,7 +71,8 @@ class TaskCache:
     def put_many(self, items: Iterable[Given], *, ttl: float | None = None) -> None:
         """The same for several calls: ``[((1,), value), ((2,), value, {"kind": "x"})]``.
 
-        Costs: as one `put`, for every 500 values; with ``write="through"`` 1 round trip more for each value, and 1 for each batch.
+        Costs: as one `put`, for every 500 values; with ``write="through"`` 1 round trip more for each value, and 1 for
+            each batch.
         """
         rows = [(*self._dump(tuple(args), dict(*kwargs)), value) for args, value, *kwargs in items]
         ttl = self._checked_ttl(ttl)
@@ -125,8 +126,8 @@ class TaskCache:
             ConfigurationError: The task has no sink; to remove an entry alone is `invalidate`.
             TierUnavailable: L2 was not reached; the sink gets the write all the same.
 
-        Costs: 2 round trips, and 1 more if the task declares ``invalidates``; with ``write="through"`` 1 more, and the sink's
-            time.
+        Costs: 2 round trips, and 1 more if the task declares ``invalidates``; with ``write="through"`` 1 more, and the
+            sink's time.
         """
         outlet = self._memoized.outlet
         if outlet is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery, Task
 
@@ -16,7 +16,14 @@ from celery_cachetiers import app as extension
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.events import Event
 
+if TYPE_CHECKING:
+    Base = Task[Any, Any]
+else:  # generic for the type checker only
+    Base = Task
+
 RETRY_BACKOFF_MAX = 30
+PERIODIC_HEADER = "cachetiers_periodic"
+"""Marks the flushes that beat sends."""
 
 
 class Operation:
@@ -126,9 +133,11 @@ def register(app: Celery) -> None:
 def _register_flush(app: Celery) -> None:
     from celery_cachetiers.write_behind import FLUSH_SECONDS
 
-    def flush(sink: str | None = None, seconds: float = FLUSH_SECONDS) -> dict[str, dict[str, int]]:
+    def flush(self: Any, sink: str | None = None, seconds: float = FLUSH_SECONDS) -> dict[str, dict[str, int]]:
         """Hands what waits in the journal to its sinks, or to one of them."""
         tiers = extension.CacheTiers(app)
+        if (self.request.headers or {}).get(PERIODIC_HEADER):
+            tiers.writes.arrived()
         try:
             done = tiers.writes.flush(sink, seconds)
         except TierUnavailable as error:  # the next one comes by itself
@@ -136,8 +145,32 @@ def _register_flush(app: Celery) -> None:
             return {}
         return {name: asdict(each) for name, each in done.items()}
 
-    declare: Any = app.task(name="celery_cachetiers.flush", shared=False, base=Task, ignore_result=True, acks_late=True)
+    declare: Any = app.task(
+        name="celery_cachetiers.flush", shared=False, base=Flush, bind=True, ignore_result=True, acks_late=True
+    )
     declare(flush)
+
+
+class Flush(Base):
+    """The flush; one that beat sends is not sent while another one waits in its queue.
+
+    Whoever sends it by hand, or because a batch is full, has it sent.
+    """
+
+    abstract = True
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+        """As `celery.Task.apply_async`; ``None`` if nothing was sent."""
+        if not (options.get("headers") or {}).get(PERIODIC_HEADER):
+            return super().apply_async(args, kwargs, *more, **options)
+        writes = extension.CacheTiers(self.app).writes
+        if not writes.announce():
+            return None
+        try:
+            return super().apply_async(args, kwargs, *more, **options)
+        except BaseException:
+            writes.arrived()
+            raise
 
 
 def _body(app: Celery, act: Callable[..., None]) -> Callable[..., None]:

@@ -46,6 +46,9 @@ they must not take all slots of a worker."""
 FLUSH_SECONDS = 30.0
 """How long one flush goes on: it holds a slot of its worker meanwhile, and the next one helps it."""
 
+ON_ITS_WAY = 60.0
+"""Seconds after which a periodic flush that no worker has begun expires, and another one is sent; see `on_its_way`."""
+
 DRAIN_PATIENCE = 5.0
 """Seconds that a worker which ends waits for the last batch: a sink may hang for as long as its ``time_limit``."""
 
@@ -181,6 +184,19 @@ class WriteBehind:
         except Exception as error:
             logger.warning("celery-cachetiers: no worker could be asked to flush %s: %r", sink, error)
 
+    def announce(self) -> bool:
+        """Whether a periodic flush is to be sent: not while one waits in its queue; if nobody can tell, it is."""
+        try:
+            return self.journal is None or self.journal.announce(on_its_way(self._tiers.settings.flush_every))
+        except TierUnavailable:
+            return True
+
+    def arrived(self) -> None:
+        """One has begun, or was not sent after all."""
+        if self.journal is not None:
+            with suppress(TierUnavailable):  # its time runs out
+                self.journal.arrived()
+
     def drain(self, seconds: float, patience: float = DRAIN_PATIENCE) -> None:
         """Flushes at the end of a worker; what is left then waits for the next one.
 
@@ -248,6 +264,11 @@ class WriteBehind:
 
     def __repr__(self) -> str:
         return f"<WriteBehind: {self.journal!r}, sinks {sorted(registered())}>"
+
+
+def on_its_way(every: float) -> float:
+    """How long a periodic flush may be on its way, where one is due every so many seconds."""
+    return max(every, ON_ITS_WAY)
 
 
 def _tell(opened: bool) -> None:

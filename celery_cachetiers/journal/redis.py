@@ -47,6 +47,7 @@ class RedisJournal:
         self, client: RedisClient, namespace: str, *, beside_entries: bool = False, remembered: int = REMEMBERED
     ) -> None:
         self._client, self._namespace, self._beside_entries = client, namespace, beside_entries
+        self._on_its_way = f"{namespace}:{{wb}}:q"
         self._memory = (int(REMEMBERED_SECONDS * 1000), remembered)
 
     def write(
@@ -176,6 +177,14 @@ class RedisJournal:
     def drop(self, sink: str, keys: Sequence[str]) -> int:
         names = self._names(sink, "x", "y", "o")
         return sum(int(self._run(_DROP, names, *part)) for part in _parts(keys))
+
+    def announce(self, seconds: float) -> bool:
+        name, ms = self._on_its_way, max(int(seconds * 1000), 1)
+        return self._client.call(lambda _: ("SET", name, "1", "NX", "PX", ms)) is not None
+
+    def arrived(self) -> None:
+        name = self._on_its_way
+        self._client.call(lambda _: ("DEL", name), must_try=True)
 
     def unsafe(self) -> str | None:
         try:

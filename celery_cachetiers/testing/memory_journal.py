@@ -35,7 +35,7 @@ class Dirty:
 
 @dataclass(slots=True)
 class SinkTable:
-    """What one sink has not taken, and which sequences it has taken last, of all keys and of those in its dead-letter."""
+    """What one sink has not taken, and what it has taken last, of all keys and of those in its dead-letter."""
 
     dirty: dict[str, Dirty] = field(default_factory=dict)
     dead: dict[str, Buried] = field(default_factory=dict)
@@ -50,6 +50,7 @@ class SharedTables:
 
     lock: threading.RLock = field(default_factory=threading.RLock)
     sinks: defaultdict[str, SinkTable] = field(default_factory=lambda: defaultdict(SinkTable))
+    on_its_way: float = 0.0
     place: Callable[[], int] = field(default_factory=lambda: count().__next__)
 
 
@@ -231,6 +232,17 @@ class MemoryJournal:
             for key in keys:
                 self.shared.sinks[sink].overtaking.pop(key, None)
             return sum(self.shared.sinks[sink].dead.pop(key, None) is not None for key in keys)
+
+    def announce(self, seconds: float) -> bool:
+        with self.shared.lock:
+            if self._time() < self.shared.on_its_way:
+                return False
+            self.shared.on_its_way = self._time() + seconds
+            return True
+
+    def arrived(self) -> None:
+        with self.shared.lock:
+            self.shared.on_its_way = 0.0
 
     def unsafe(self) -> str | None:
         return None

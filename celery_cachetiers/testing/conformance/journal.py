@@ -876,6 +876,20 @@ class JournalConformance:
 
             assert abs(_oldest(journal) - journal.now()) < 0.1
 
+    # -- flushes on their way -----------------------------------------------------------------------------------------
+
+    def test_one_flush_is_on_its_way_until_it_has_arrived_or_its_time_is_over(self, journal: JournalUnderTest) -> None:
+        journal.ours.arrived()
+
+        assert journal.ours.announce(LONG) is True
+        assert journal.theirs.announce(LONG) is False
+        journal.theirs.arrived()
+        assert journal.theirs.announce(SHORT) is True
+        assert journal.ours.announce(LONG) is False
+        journal.advance(SHORT * 1.5)
+        assert journal.ours.announce(LONG) is True
+        journal.ours.arrived()
+
     def test_nothing_is_known_against_a_server_that_keeps_what_it_has(self, journal: JournalUnderTest) -> None:
         assert journal.ours.unsafe() is None
 
