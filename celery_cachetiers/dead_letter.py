@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from celery_cachetiers.errors import UnusableEntry
-from celery_cachetiers.journal_port import Buried, Journal, Record
+from celery_cachetiers.journal_port import Buried, Exhumed, Journal, Record
 from celery_cachetiers.writes import Write
 
 _PAGE: Final = 500
@@ -71,20 +71,21 @@ class DeadLetter:
                 return self._opened(each)
         return None
 
-    def retry(self, *keys: str) -> int:
+    def retry(self, *keys: str) -> Exhumed:
         """Puts writes back into the journal, with all attempts before them, and asks a worker to flush.
 
-        They keep their sequences; one whose key has been written again since is dropped instead.
+        They keep their sequences; one whose key has been written again since is dropped instead, whether that write
+        waits or the sink has it.
 
         Returns:
-            How many of the keys there were.
+            How many of the keys were put back (``moved``), and how many dropped (``overtaken``).
         """
-        found = self._journal.exhume(self.sink, keys) if keys else 0
-        if found:
+        found = self._journal.exhume(self.sink, keys) if keys else Exhumed(0)
+        if found.moved:
             self._send_flush(self.sink)
         return found
 
-    def retry_all(self) -> int:
+    def retry_all(self) -> Exhumed:
         """The same for all that are there now."""
         return self.retry(*self._keys())
 

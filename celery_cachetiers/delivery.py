@@ -2,6 +2,8 @@
 
 A record ends in one of four ways: taken (invalidated and acknowledged), failed (given back, an attempt counted), buried
 (in the dead-letter), or left (given back with no attempt counted, as what went wrong says nothing about it).
+
+A record that fails alone has failed only where it is known that the sink takes others: else it may be the sink.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ logger = logging.getLogger("celery_cachetiers")
 CLAIM_SECONDS: Final = 10.0
 """How long a batch is nobody else's after its flusher was killed; a living one renews its claim at a third of it."""
 
+GIVE_UP_SECONDS: Final = 86_400.0
+"""How long a record may fail alone while nothing else is taken: then it is buried the next time it does."""
+
 _REASON_LENGTH: Final = 500
 _DETAILS_LENGTH: Final = 20_000
 
@@ -33,9 +38,10 @@ class Flushed:
 
     Attributes:
         taken: The sink has taken them.
-        failed: The sink has failed with them alone; they are tried again.
+        failed: The sink has failed with them alone, and takes others; they are tried again.
         buried: Given up.
-        left: The sink, or what invalidates, was not available; they are tried again and none has failed.
+        left: The sink, or what invalidates, was not available, or everything has failed; they are tried again and none
+            counts as failed.
     """
 
     taken: int = 0
@@ -94,6 +100,7 @@ class Delivery:
         self._open = {record.key: record for record in records}
         self._parcels: dict[str, Parcel] = {}
         self._flushed = Flushed()
+        self._doubted: dict[str, BaseException] = {}  # have failed alone while nothing was taken
         self._doubtful = False
 
     def run(self) -> Flushed:
@@ -135,9 +142,17 @@ class Delivery:
             return
         # One record has failed alone, and nothing was taken. If that was the record, the others go through together; if
         # it is the sink, one call shows it.
-        others = [key for key in self._parcels if key in self._open and not self._trouble.suspects(key)]
+        others = [key for key in self._parcels if key in self._open and not self._put_aside(key)]
         if others:
             self._hand(others, once=True)
+        if self._flushed.taken:
+            for key, error in self._doubted.items():
+                self._failed(key, error)
+        elif not others:
+            self._down()
+
+    def _put_aside(self, key: str) -> bool:
+        return key in self._doubted or self._trouble.suspects(key)
 
     def _hand(self, keys: list[str], *, once: bool = False) -> bool:
         """Hands some to the sink, by halves where it fails; false if it is not to be given more now."""
@@ -201,7 +216,13 @@ class Delivery:
 
     def _blamed(self, key: str, error: BaseException) -> bool:
         """One has failed alone: its own fault where the sink has taken another one."""
-        self._failed(key, error)
+        record = self._open[key]
+        if self._flushed.taken or record.taken_since:
+            self._failed(key, error)
+        elif record.failing_for >= GIVE_UP_SECONDS:
+            self._bury(record, error)
+        else:
+            self._doubted[key] = error
         self._doubtful = not self._flushed.taken
         return not self._doubtful
 
@@ -235,10 +256,14 @@ class Delivery:
 
     def _leave(self, delay: float) -> None:
         left = [(record.key, record.sequence) for record in self._open.values()]
-        if not left:
-            return
+        doubted = [each for each in left if each[0] in self._doubted]
+        rest = [each for each in left if each[0] not in self._doubted]
         try:
-            self._journal.give_back(self._sink.name, self._token, left, delay, failed=False)
+            if rest:
+                self._journal.give_back(self._sink.name, self._token, rest, delay, failed=False)
+            if doubted:  # after the rest, of which the sink may take some then
+                later = 2 * delay if rest else delay
+                self._journal.give_back(self._sink.name, self._token, doubted, later, failed=False, doubted=True)
         except TierUnavailable as error:
             logger.warning("celery-cachetiers: claims of sink %s run out by themselves: %s", self._sink.name, error)
         self._settle([key for key, _ in left], Flushed(left=len(left)))

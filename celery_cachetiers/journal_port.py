@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from celery_cachetiers.writes import Write
@@ -22,13 +22,18 @@ class Record:
         key: Digest of the call.
         sequence: Of its last write.
         body: The write as the codec packed it.
-        attempts: How often the sink has failed with it alone.
+        attempts: How often the sink has failed with it alone, and was known to take others.
+        failing_for: Seconds since the sink failed with it alone for the first time, known to take others or not; 0: it
+            never has.
+        taken_since: Since it last has, the sink has taken something that was written later.
     """
 
     key: str
     sequence: int
     body: bytes
     attempts: int = 0
+    failing_for: float = field(default=0.0, compare=False)
+    taken_since: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,25 @@ class Backlog:
     oldest: float | None
     buried: int
 
+
+@dataclass(frozen=True, slots=True)
+class Exhumed:
+    """What became of records of the dead-letter that were to come back.
+
+    Attributes:
+        moved: They are due again.
+        overtaken: Their keys have newer writes, which wait or were taken since; they are gone.
+    """
+
+    moved: int
+    overtaken: int = 0
+
+
+REMEMBERED: Final = 100_000
+"""Keys of a sink of which it is remembered what it has taken last, those with the newest writes."""
+
+REMEMBERED_SECONDS: Final = 3600.0
+"""How long after a write that is remembered."""
 
 FULL: Final = 0
 """In place of a sequence: there are as many records as there may be, and the key is not among them."""
@@ -119,7 +143,7 @@ class Journal(Protocol):
     A claim belongs to a token for a time; what is done under a claim that has passed to somebody else does nothing.
     A journal that has no room for another write still lets everything else happen: that is how it is emptied.
 
-    Costs: 1 round trip each; `write`, `exhume` and `drop` one for every 500 records, each of them atomic.
+    Costs: 1 round trip each; `write`, `note`, `exhume` and `drop` one for every 500 records, each of them atomic.
     """
 
     def write(
@@ -132,7 +156,8 @@ class Journal(Protocol):
             writes: Key and body of each.
             max_pending: Records that there may be.
             sequences: Of the writes, as `begin` gave them; one that a newer record of its key has overtaken counts as
-                taken. Without them each write is newer than all before.
+                taken, also where the sink has that one already, see `acknowledge`. Without them each write is newer
+                than all before.
             yields: Any record of a write's key has overtaken it, whatever its sequence: see `Place`.
             durability: What is waited for: ``"replica"``, ``"disk"``, or ``None`` for nothing. `TierUnavailable` is
                 raised where it does not come in time; the writes may have been taken all the same.
@@ -178,6 +203,9 @@ class Journal(Protocol):
 
         Then it is as old as the write that was taken.
 
+        What was taken is remembered, claimed or not, for the `REMEMBERED` keys with the highest sequences and for
+        `REMEMBERED_SECONDS`: a write that began before it is overtaken.
+
         Args:
             taken: Key and sequence of each.
 
@@ -185,14 +213,32 @@ class Journal(Protocol):
             How many were removed.
         """
 
+    def note(self, sink: str, taken: Sequence[tuple[str, int]], *, must_try: bool = False) -> None:
+        """Remembers the same of writes that the sink has got past the journal, and removes what they have overtaken.
+
+        Later sequences are above theirs.
+
+        Args:
+            must_try: Also while the server is left alone after a failure.
+        """
+
+    def overtaken(self, sink: str, written: Sequence[tuple[str, int]]) -> list[bool]:
+        """Whether the sink has taken each of these writes or a newer one of its key, as far as that is remembered.
+
+        Args:
+            written: Key and sequence of each.
+        """
+
     def give_back(
-        self, sink: str, token: str, untaken: Sequence[tuple[str, int]], delay: float, *, failed: bool
-    ) -> None:
+        self, sink: str, token: str, untaken: Sequence[tuple[str, int]], delay: float, *,
+        failed: bool, doubted: bool = False,
+    ) -> None:  # fmt: skip
         """Ends claims; the records are due after so many seconds, those that were written again meanwhile at once.
 
         Args:
             untaken: Key and sequence of each.
             failed: Counts an attempt for each.
+            doubted: The sink has failed with each alone, which may be the sink's fault: notes when, and counts nothing.
         """
 
     def bury(self, sink: str, token: str, record: Record, reason: str, details: str) -> bool:
@@ -207,14 +253,21 @@ class Journal(Protocol):
     def buried(self, sink: str, offset: int, limit: int) -> list[Buried]:
         """Records in the dead-letter, the oldest first."""
 
-    def exhume(self, sink: str, keys: Sequence[str]) -> int:
+    def exhume(self, sink: str, keys: Sequence[str]) -> Exhumed:
         """Moves records from the dead-letter back among those that are due, under their sequences.
 
-        One whose key has a newer record is dropped instead. Returns how many were moved or dropped.
+        One whose key has a newer record is dropped instead, also where the sink has taken that one since, however long
+        ago.
         """
 
     def drop(self, sink: str, keys: Sequence[str]) -> int:
         """Removes records from the dead-letter for good; returns how many."""
+
+    def announce(self, seconds: float) -> bool:
+        """Notes that a flush of all sinks is on its way, for so long at most; false if one is already."""
+
+    def arrived(self) -> None:
+        """The flush that was on its way has begun, or will not come."""
 
     def unsafe(self) -> str | None:
         """Why the server may lose records, in words; ``None`` if nothing is known against it."""
@@ -254,3 +307,6 @@ class Outlet(Protocol):
 
         What is written in that place later is older than what anybody else writes meanwhile.
         """
+
+    def begin_anyway(self, key: str) -> Place:
+        """The same before a compute that takes place whatever waits: that is delivered first, as far as it can be."""

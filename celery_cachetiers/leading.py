@@ -196,7 +196,9 @@ class Leader:
     def _waiting(self, call: Call, terms: Terms, outdated: str) -> object:
         """The value that waits for the task's sink, as the database behind the sink is older; else `MISSING`."""
         waiting: object = MISSING
-        if call.memo.outlet is not None:
+        if call.memo.outlet is not None and terms.refresh:
+            call.place = call.memo.outlet.begin_anyway(call.digest)
+        elif call.memo.outlet is not None:
             waiting, call.place = call.memo.outlet.begin(call.digest)
         if terms.refresh:
             return MISSING

@@ -15,6 +15,7 @@ from celery_cachetiers.binder import compile_binder
 from celery_cachetiers.body import takes_models, with_models
 from celery_cachetiers.call import Call, Memo, ResultTagging
 from celery_cachetiers.dialects import dialect_of
+from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import UncacheableArgument
 from celery_cachetiers.events import Event
 from celery_cachetiers.failures import TaskFailures
@@ -90,6 +91,15 @@ class Memoized:
         past = self.outlet.deliver(digest, args, kwargs, value, place=place, tags=tags)
         if past and tags and not self.extension.suspended:
             self.extension.invalidations[self.name].repeat(tags)
+
+    def waiting(self, call: Call) -> object:
+        """After a miss, for who does not compute: the value that waits for the task's sink, or `MISSING`; counted."""
+        found = self.outlet.waiting(call.digest) if self.outlet is not None else MISSING
+        if found is MISSING:
+            self.extension.events.emit(Event.MISS, self.name, key=call.digest)
+        else:
+            self.extension.events.emit(Event.HIT, self.name, tier="journal", stale=False, key=call.digest)
+        return found
 
     @contextmanager
     def running(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[TagsOf]:

@@ -19,7 +19,7 @@ from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import JournalFull, TierUnavailable, UnusableEntry
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.journal_port import FULL, NEWEST, Beside, Journal, Place
-from celery_cachetiers.journaling import LocalSequences, SafeJournal
+from celery_cachetiers.journaling import LocalSequences, SafeJournal, Unnoted
 from celery_cachetiers.records import packed, unpacked
 from celery_cachetiers.sinks import Sink
 from celery_cachetiers.writes import Write
@@ -30,7 +30,7 @@ POLL: Final = 0.05
 """Seconds between two looks at a journal that is full, or at a deletion that another flusher has in its hands."""
 
 DELETION_PATIENCE: Final = 5.0
-"""Seconds that a compute waits for a deletion of its key that another flusher has in its hands.
+"""Seconds that a compute waits for what it has to find in the sink, and another flusher has in its hands.
 
 One that it hands over itself takes as long as the sink: until the batches before it are done, and from then on
 ``time_limit`` at most.
@@ -75,11 +75,12 @@ class TaskOutlet:
     """
 
     def __init__(
-        self, task: str, sink: Sink, codec: Codec, clock: Clock, events: Events, sequences: LocalSequences, *,
-        journal: SafeJournal | None, numbers: Journal | None, pump: Pump,
+        self, task: str, sink: Sink, codec: Codec, clock: Clock, events: Events, sequences: LocalSequences,
+        unnoted: Unnoted, *, journal: SafeJournal | None, numbers: Journal | None, pump: Pump,
     ) -> None:  # fmt: skip
         self.task, self.sink = task, sink
-        self._codec, self._clock, self._events, self._sequences = codec, clock, events, sequences
+        self._codec, self._clock, self._events = codec, clock, events
+        self._sequences, self._unnoted = sequences, unnoted
         self._journal, self._numbers, self._pump = journal, numbers, pump
 
     def look(self, key: str) -> Write | None:
@@ -104,23 +105,56 @@ class TaskOutlet:
         """
         if self._journal is None:
             return MISSING, Place(self._number())
+        write, place = self._pending(self._journal, key)
+        if write is not None and not write.deleted:
+            return write.value, place
+        return MISSING, self._delivered(self._journal, key, write, place)
+
+    def waiting(self, key: str) -> object:
+        """The value that waits under a key, for who does not compute; `MISSING` without one, and for a deletion.
+
+        Costs: 1 round trip; with ``write="through"`` nothing.
+        """
+        if self._journal is None:
+            return MISSING
+        write, _ = self._pending(self._journal, key)
+        return MISSING if write is None or write.deleted else write.value
+
+    def begin_anyway(self, key: str) -> Place:
+        """The place of what is computed now, whatever waits: that is delivered first, as the body would not find it.
+
+        If that cannot be done, what the body gives is older than what waits, and not kept in the cache.
+
+        Costs: as `begin` with a deletion.
+        """
+        if self._journal is None:
+            return Place(self._number())
+        write, place = self._pending(self._journal, key)
+        return self._delivered(self._journal, key, write, place, looked=False)
+
+    def _delivered(
+        self, journal: SafeJournal, key: str, write: Write | None, place: Place, *, looked: bool = True
+    ) -> Place:
+        """Delivers what waits, and returns the place of what is computed then.
+
+        Args:
+            looked: Of the place if it cannot be delivered.
+        """
         deadline = self._clock.monotonic() + DELETION_PATIENCE
-        while True:
-            write, place = self._pending(self._journal, key)
-            if write is None:
-                return MISSING, place
-            if not write.deleted:
-                return write.value, place
+        while write is not None:
             flushed = self._pump.flush_key(self.sink, key)
             if flushed.taken:
-                return MISSING, place
+                return place
             if flushed.claimed or self._clock.monotonic() >= deadline:
-                return MISSING, Place(write.sequence - 1)
+                return Place(write.sequence - 1, looked)
             time.sleep(POLL)  # another flusher has it in its hands
+            write, place = self._pending(journal, key)
+        return place
 
     def _pending(self, journal: SafeJournal, key: str) -> tuple[Write | None, Place]:
         """What waits under a key, and the place of a compute that begins now."""
         try:
+            self._unnoted.tell(journal.journal, self.sink.name)
             record, sequence = journal.journal.begin(self.sink.name, key)
         except TierUnavailable as error:
             self._tell("look into the journal", error)
@@ -278,7 +312,31 @@ class TaskOutlet:
     def _through(self, writes: list[Write]) -> None:
         size = self.sink.options.batch_size
         for at in range(0, len(writes), size):
-            self.sink.write([self._numbered(write) for write in writes[at : at + size]])
+            batch = [self._numbered(write) for write in self._standing(writes[at : at + size])]
+            self.sink.write(batch)
+            self._note([(write.key, write.sequence) for write in batch if write.key])
+
+    def _standing(self, writes: list[Write]) -> list[Write]:
+        """Those that no newer write of their keys has overtaken in the sink: what a body gives may come late."""
+        begun = [(write.key, write.sequence) for write in writes if write.key and write.sequence]
+        if not begun or self._numbers is None:
+            return writes
+        try:
+            found = zip(begun, self._numbers.overtaken(self.sink.name, begun), strict=True)
+        except TierUnavailable as error:
+            self._tell("look into the journal", error)
+            return writes
+        gone = {each for each, overtaken in found if overtaken}
+        return [write for write in writes if (write.key, write.sequence) not in gone]
+
+    def _note(self, taken: list[tuple[str, int]]) -> None:
+        """Has the journal remember what the sink has got past it, now or when it answers."""
+        if not taken or self._numbers is None:
+            return
+        try:
+            self._numbers.note(self.sink.name, taken)
+        except TierUnavailable:
+            self._unnoted.add(self.sink.name, taken)
 
     def _numbered(self, write: Write) -> Write:
         return write if write.sequence else replace(write, sequence=self._number())

@@ -16,7 +16,8 @@ from celery.signals import beat_init, worker_shutdown
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.reporting import REPORT
 from celery_cachetiers.sinks import registered
-from celery_cachetiers.write_behind import FLUSH
+from celery_cachetiers.tasks import PERIODIC_HEADER
+from celery_cachetiers.write_behind import FLUSH, on_its_way
 
 logger = logging.getLogger("celery_cachetiers")
 
@@ -39,7 +40,7 @@ def _report(tiers: CacheTiers) -> dict[str, dict[str, Any]]:
     every = settings.report_every
     if every is None or not settings.enabled or tiers.where() is None:
         return {}
-    return {REPORT: _entry(REPORT, every, settings.report_queue)}
+    return {REPORT: _entry(REPORT, every, settings.report_queue, expires=every)}
 
 
 def _flush(tiers: CacheTiers) -> dict[str, dict[str, Any]]:
@@ -49,11 +50,14 @@ def _flush(tiers: CacheTiers) -> dict[str, dict[str, Any]]:
         return {}
     delays = [sink.options.max_delay for sink in sinks if sink.options.max_delay is not None]
     every = min([settings.flush_every, *delays])
-    return {FLUSH: _entry(FLUSH, every, settings.flush_queue)}
+    # One is in the queue at a time, see `tasks.Flush`.
+    entry = _entry(FLUSH, every, settings.flush_queue, expires=on_its_way(every), headers={PERIODIC_HEADER: True})
+    return {FLUSH: entry}
 
 
-def _entry(task: str, every: float, queue: str | None) -> dict[str, Any]:
-    options: dict[str, Any] = {"expires": every}  # those that no worker has taken do not pile up
+def _entry(task: str, every: float, queue: str | None, *, expires: float, **options: Any) -> dict[str, Any]:
+    """Those that no worker has taken when they expire do not pile up."""
+    options["expires"] = expires
     if queue is not None:
         options["queue"] = queue
     return {"task": task, "schedule": every, "options": options}

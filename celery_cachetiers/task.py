@@ -23,7 +23,6 @@ from celery_cachetiers.declaration import checked, options_of
 from celery_cachetiers.django import OnCommitMixin
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import NotCached
-from celery_cachetiers.events import Event
 from celery_cachetiers.memoized import Memoized
 from celery_cachetiers.publishing import (
     KEY_HEADER,
@@ -145,7 +144,7 @@ class CachedTaskMixin(OnCommitMixin):
         if call is None:
             call = memoized.quiet_call(*given)
             if call is not None:
-                _, call.place = memoized.outlet.begin(call.digest)
+                call.place = memoized.outlet.begin_anyway(call.digest)
         with memoized.running(args, kwargs) as tags_of:
             value = super().__call__(*args, **kwargs)  # type: ignore[misc]
         memoized.write(call, *given, value, tags_of(value))
@@ -315,7 +314,7 @@ def _has_looked(request: Context | None, call: Call) -> bool:
 
 def _only(memoized: Memoized, call: Call) -> object:
     reading = memoized.cache.look_in_l2(call)  # L1 has been asked
-    if reading is None:
-        memoized.extension.events.emit(Event.MISS, memoized.name, key=call.digest)
+    value = memoized.waiting(call) if reading is None else reading.value
+    if value is MISSING:
         raise NotCached(memoized.name, call.digest)
-    return reading.value
+    return value

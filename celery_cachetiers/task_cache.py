@@ -12,7 +12,6 @@ from celery_cachetiers.attempt import Terms
 from celery_cachetiers.call import Call
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import ConfigurationError, TierUnavailable
-from celery_cachetiers.events import Event
 from celery_cachetiers.memoized import Memoized
 from celery_cachetiers.metrics.tally import Tally
 from celery_cachetiers.outlet import BesideWrite, Keyed, TaskOutlet
@@ -40,15 +39,17 @@ class TaskCache:
         return self._call(args, kwargs).digest
 
     def get(self, *args: Any, **kwargs: Any) -> Any:
-        """The cached value, one that may be served stale included, or `MISSING`. Costs: at most 1 round trip."""
+        """The cached value, one that may be served stale included, or `MISSING`.
+
+        Of a task with a sink also the value that waits for that.
+
+        Costs: at most 1 round trip; a miss of a task with ``write="behind"`` 1 more.
+        """
         if not self._on():
             return MISSING
         call = self._call(args, kwargs)
         reading = self._memoized.cache.look(call)
-        if reading is None:
-            self._memoized.extension.events.emit(Event.MISS, self._memoized.name, key=call.digest)
-            return MISSING
-        return reading.value
+        return self._memoized.waiting(call) if reading is None else reading.value
 
     def put(
         self, args: tuple[Any, ...], value: object, kwargs: Mapping[str, Any] | None = None, *,
@@ -68,7 +69,7 @@ class TaskCache:
             TierUnavailable: L2 was not reached, or is full.
 
         Costs: 1 round trip. For a task with a sink 1 more if it declares ``invalidates``, and 2 more if the journal has
-            a Redis of its own; with ``write="through"`` 1 more, and the sink's time.
+            a Redis of its own; with ``write="through"`` 2 more, and the sink's time.
         """
         if not isinstance(args, (tuple, list)):
             raise TypeError(f"put takes the call's positional arguments as a tuple, not {args!r}")
@@ -77,7 +78,8 @@ class TaskCache:
     def put_many(self, items: Iterable[Given], *, ttl: float | None = None, on_commit: Any = None) -> None:
         """The same for several calls: ``[((1,), value), ((2,), value, {"kind": "x"})]``.
 
-        Costs: as one `put`, for every 500 values; with ``write="through"`` 1 round trip more for each value.
+        Costs: as one `put`, for every 500 values; with ``write="through"`` 1 round trip more for each value, and 1 for
+            each batch.
         """
         rows = [(*self._dump(tuple(args), dict(*kwargs)), value) for args, value, *kwargs in items]
         ttl = self._checked_ttl(ttl)
@@ -150,7 +152,8 @@ class TaskCache:
             ConfigurationError: The task has no sink; to remove an entry alone is `invalidate`.
             TierUnavailable: L2 was not reached; the sink gets the write all the same.
 
-        Costs: 2 round trips, and 1 more if the task declares ``invalidates``; with ``write="through"`` the sink's time.
+        Costs: 2 round trips, and 1 more if the task declares ``invalidates``; with ``write="through"`` 1 more, and the
+            sink's time.
         """
         outlet = self._memoized.outlet
         if outlet is None:

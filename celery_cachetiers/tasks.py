@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery, Task
 from celery.exceptions import SoftTimeLimitExceeded
@@ -21,7 +21,14 @@ from celery_cachetiers.installed import installed
 
 logger = logging.getLogger("celery_cachetiers")
 
+if TYPE_CHECKING:
+    Base = Task[Any, Any]
+else:  # generic for the type checker only
+    Base = Task
+
 RETRY_BACKOFF_MAX = 30
+PERIODIC_HEADER = "cachetiers_periodic"
+"""Marks the flushes that beat sends."""
 
 
 class Operation:
@@ -142,6 +149,28 @@ def tell_lost(tiers: CacheTiers, name: str, error: BaseException, tags: Any) -> 
     )
 
 
+class Flush(Base):
+    """The flush; one that beat sends is not sent while another one waits in its queue.
+
+    Whoever sends it by hand, or because a batch is full, has it sent.
+    """
+
+    abstract = True
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+        """As `celery.Task.apply_async`; ``None`` if nothing was sent."""
+        if not (options.get("headers") or {}).get(PERIODIC_HEADER):
+            return super().apply_async(args, kwargs, *more, **options)
+        writes = CacheTiers(self.app).writes
+        if not writes.announce():
+            return None
+        try:
+            return super().apply_async(args, kwargs, *more, **options)
+        except BaseException:
+            writes.arrived()
+            raise
+
+
 def register(app: Celery) -> None:
     """Adds the built-in tasks to an app."""
     for operation in _OPERATIONS:
@@ -163,9 +192,11 @@ def register(app: Celery) -> None:
 def _register_flush(app: Celery) -> None:
     from celery_cachetiers.write_behind import FLUSH_SECONDS
 
-    def flush(sink: str | None = None, seconds: float = FLUSH_SECONDS) -> dict[str, dict[str, int]]:
+    def flush(self: Any, sink: str | None = None, seconds: float = FLUSH_SECONDS) -> dict[str, dict[str, int]]:
         """Hands what waits in the journal to its sinks, or to one of them."""
         tiers = CacheTiers(app)
+        if (self.request.headers or {}).get(PERIODIC_HEADER):
+            tiers.writes.arrived()
         try:
             done = tiers.writes.flush(sink, seconds)
         except TierUnavailable as error:  # the next one comes by itself
@@ -173,7 +204,9 @@ def _register_flush(app: Celery) -> None:
             return {}
         return {name: asdict(each) for name, each in done.items()}
 
-    declare: Any = app.task(name="celery_cachetiers.flush", shared=False, base=Task, ignore_result=True, acks_late=True)
+    declare: Any = app.task(
+        name="celery_cachetiers.flush", shared=False, base=Flush, bind=True, ignore_result=True, acks_late=True
+    )
     declare(flush)
 
 

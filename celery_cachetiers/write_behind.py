@@ -23,7 +23,7 @@ from celery_cachetiers.events import Event
 from celery_cachetiers.flush import Flusher
 from celery_cachetiers.journal.redis import RedisJournal
 from celery_cachetiers.journal_port import Backlog, Journal, Record
-from celery_cachetiers.journaling import LocalSequences, SafeJournal
+from celery_cachetiers.journaling import LocalSequences, SafeJournal, Unnoted
 from celery_cachetiers.leases.repeat import repeating
 from celery_cachetiers.outlet import TaskOutlet
 from celery_cachetiers.policy import Policy
@@ -46,6 +46,9 @@ they must not take all slots of a worker."""
 FLUSH_SECONDS = 30.0
 """How long one flush goes on: it holds a slot of its worker meanwhile, and the next one helps it."""
 
+ON_ITS_WAY = 60.0
+"""Seconds after which a periodic flush that no worker has begun expires, and another one is sent; see `on_its_way`."""
+
 DRAIN_PATIENCE = 5.0
 """Seconds that a worker which ends waits for the last batch: a sink may hang for as long as its ``time_limit``."""
 
@@ -61,7 +64,8 @@ class WriteBehind:
 
     def __init__(self, tiers: CacheTiers) -> None:
         self._tiers = tiers
-        self.sequences = LocalSequences(tiers.clock)
+        self.sequences, self.unnoted = LocalSequences(tiers.clock), Unnoted()
+        self._safe: SafeJournal | None = None
         journal = self._connect()
         self.journal: Journal | None = journal
         self._safe = SafeJournal(journal, self.send_flush, tiers.clock.monotonic) if journal is not None else None
@@ -79,9 +83,14 @@ class WriteBehind:
             return None
         url, options = where
         # Of its own: the cache may answer while the journal's server does not.
-        breaker = Breaker(settings.breaker_window, self._tiers.clock, _tell)
+        breaker = Breaker(settings.breaker_window, self._tiers.clock, self._told)
         client = RedisClient(url, settings.timeout, breaker, **options)
         return RedisJournal(client, settings.namespace, beside_entries=where == self._tiers.where())
+
+    def _told(self, opened: bool) -> None:
+        _tell(opened)
+        if self._safe is not None and not opened:
+            self._safe.look_again()
 
     def outlet(self, task: str, policy: Policy) -> TaskOutlet:
         """The way of one task's values. Raises `ConfigurationError` for a sink that nobody has registered."""
@@ -91,7 +100,7 @@ class WriteBehind:
             logger.warning("celery-cachetiers: %s: no Redis for the journal: written through instead", task)
         return TaskOutlet(
             task, find(policy.sink, f"task {task}"), self._tiers.codec(policy), self._tiers.clock, self._tiers.events,
-            self.sequences, journal=journal, numbers=self.journal, pump=self,
+            self.sequences, self.unnoted, journal=journal, numbers=self.journal, pump=self,
         )  # fmt: skip
 
     def check(self) -> None:
@@ -123,9 +132,13 @@ class WriteBehind:
             ConfigurationError: There is no such sink, or no journal.
             TierUnavailable: The journal is away.
         """
-        self._needed()
+        journal = self._needed()
         sinks = [find(sink)] if sink is not None else list(registered().values())
         deadline = self._tiers.clock.monotonic() + seconds
+        if self._safe is not None:
+            self._safe.look_in_passing()
+        for each in sinks:
+            self.unnoted.tell(journal, each.name, must_try=True)
         return {
             each.name: self._flusher(each).flush(max(deadline - self._tiers.clock.monotonic(), 0.0)) for each in sinks
         }
@@ -170,6 +183,19 @@ class WriteBehind:
             task.apply_async((sink, ASKED_SECONDS), add_to_parent=False, ignore_result=True, **options)
         except Exception as error:
             logger.warning("celery-cachetiers: no worker could be asked to flush %s: %r", sink, error)
+
+    def announce(self) -> bool:
+        """Whether a periodic flush is to be sent: not while one waits in its queue; if nobody can tell, it is."""
+        try:
+            return self.journal is None or self.journal.announce(on_its_way(self._tiers.settings.flush_every))
+        except TierUnavailable:
+            return True
+
+    def arrived(self) -> None:
+        """One has begun, or was not sent after all."""
+        if self.journal is not None:
+            with suppress(TierUnavailable):  # its time runs out
+                self.journal.arrived()
 
     def drain(self, seconds: float, patience: float = DRAIN_PATIENCE) -> None:
         """Flushes at the end of a worker; what is left then waits for the next one.
@@ -230,6 +256,7 @@ class WriteBehind:
         """Leaves the parent's connections and flushers alone."""
         self._lock, self._flushers = threading.Lock(), {}
         self.sequences.reset_after_fork()
+        self.unnoted.reset_after_fork()
         if self.journal is not None:
             self.journal.reset_after_fork()
         if self._safe is not None:
@@ -237,6 +264,11 @@ class WriteBehind:
 
     def __repr__(self) -> str:
         return f"<WriteBehind: {self.journal!r}, sinks {sorted(registered())}>"
+
+
+def on_its_way(every: float) -> float:
+    """How long a periodic flush may be on its way, where one is due every so many seconds."""
+    return max(every, ON_ITS_WAY)
 
 
 def _tell(opened: bool) -> None:

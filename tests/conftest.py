@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import celery.app.builtins
 import hypothesis
 import pytest
+from celery import _state
 
 from tests.databases import MariaServer, PostgresServer
 from tests.proxy import RedisProxy
@@ -22,6 +25,11 @@ hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
 
+CELERYS_OWN = frozenset(_state._on_app_finalizers)  # type: ignore[attr-defined]  # not in the stubs
+"""What adds Celery's built-in tasks to each app; modules of tests and examples add theirs, which all apps share."""
+assert celery.app.builtins
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--engine` is declared here, as pytest reads only the outermost conftest before the command line."""
     parser.addoption(
@@ -30,6 +38,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("TEST_ENGINE", "local"),
         help="what runs the nodes of pytest-celery: processes of this machine (default) or Docker",
     )
+
+
+def pytest_configure() -> None:
+    """A run in the background of a shell has Ctrl-C ignored, and so would all that it starts and interrupts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,6 +67,12 @@ def own_sinks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for each in list(names.values()):
         each.sink.close()
+
+
+@pytest.fixture
+def own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The apps that a test makes have no shared tasks but Celery's own and the test's."""
+    monkeypatch.setattr(_state, "_on_app_finalizers", set(CELERYS_OWN))
 
 
 @pytest.fixture

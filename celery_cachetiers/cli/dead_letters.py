@@ -78,13 +78,13 @@ def show(ctx: click.Context, sink: str, key: str, as_json: bool) -> None:
 def retry(ctx: click.Context, sink: str, keys: tuple[str, ...], everything: bool, as_json: bool) -> None:
     """Put writes back into the journal, from which the next flush takes them.
 
-    A write whose key was written again meanwhile is dropped: it was overtaken.
+    A write whose key was written again meanwhile is dropped, whether that write waits or was taken: it was overtaken.
     """
     _check_choice(keys, everything)
     with extension(ctx) as tiers:
         letter = tiers.writes.dead_letter(sink)
         done = letter.retry_all() if everything else letter.retry(*keys)
-    _report(ctx, "retried", done, keys, as_json)
+    _report(ctx, "retried", done.moved, keys, as_json, done.overtaken)
 
 
 @dead_letter.command()
@@ -117,12 +117,17 @@ def _ask(letter: DeadLetter, keys: tuple[str, ...]) -> None:
     click.confirm(f"Remove {_writes(number)} of sink {letter.sink} for good?", abort=True)
 
 
-def _report(ctx: click.Context, what: str, done: int, keys: tuple[str, ...], as_json: bool) -> None:
-    unknown = max(len(set(keys)) - done, 0)
+def _report(
+    ctx: click.Context, what: str, done: int, keys: tuple[str, ...], as_json: bool, overtaken: int | None = None
+) -> None:
+    unknown = max(len(set(keys)) - done - (overtaken or 0), 0)
     if as_json:
-        print_json({what: done, "unknown": unknown})
+        more = {} if overtaken is None else {"overtaken": overtaken}
+        print_json({what: done, **more, "unknown": unknown})
     else:
         click.echo(f"{_writes(done)} {what}.")
+        if overtaken:
+            click.echo(f"{_writes(overtaken)} dropped: overtaken by newer ones of the same keys.")
         if unknown:
             click.echo(f"{unknown} of the keys are not in the dead-letter.", err=True)
     if unknown:

@@ -10,17 +10,18 @@ import json
 import struct
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import redis
 
 from celery_cachetiers.client import Argument, Build, Command, RedisClient, Script, Step, was_answered
 from celery_cachetiers.errors import TierUnavailable
-from celery_cachetiers.journal_port import Backlog, Buried, Record
+from celery_cachetiers.journal_port import REMEMBERED, REMEMBERED_SECONDS, Backlog, Buried, Exhumed, Record
 
 _BEGIN, _WRITE, _CLAIM = Script("journal_begin"), Script("journal_write"), Script("journal_claim")
 _RENEW, _ACKNOWLEDGE, _GIVE_BACK = Script("journal_renew"), Script("journal_acknowledge"), Script("journal_give_back")
-_STANDS = Script("journal_stands")
+_STANDS, _NOTE = Script("journal_stands"), Script("journal_note")
 _BURY, _EXHUME, _DROP = Script("journal_bury"), Script("journal_exhume"), Script("journal_drop")
 
 _SEQUENCE_BYTES: Final = 8
@@ -39,10 +40,15 @@ class RedisJournal:
 
     Args:
         beside_entries: L2 is on the same server, and in the same database.
+        remembered: Keys of which it is remembered what a sink has taken last.
     """
 
-    def __init__(self, client: RedisClient, namespace: str, *, beside_entries: bool = False) -> None:
+    def __init__(
+        self, client: RedisClient, namespace: str, *, beside_entries: bool = False, remembered: int = REMEMBERED
+    ) -> None:
         self._client, self._namespace, self._beside_entries = client, namespace, beside_entries
+        self._on_its_way = f"{namespace}:{{wb}}:q"
+        self._memory = (int(REMEMBERED_SECONDS * 1000), remembered)
 
     def write(
         self,
@@ -66,7 +72,7 @@ class RedisJournal:
         self, sink: str, rows: Sequence[tuple[str, bytes, Any]], max_pending: int, yields: bool = False
     ) -> Command:
         args = (max_pending, "1" if yields else "", *(each for row in rows for each in row))
-        return _WRITE.command(self._names(sink, "v", "d", "b", "s", "a"), args)
+        return _WRITE.command(self._names(sink, "v", "d", "b", "s", "a", "t"), args)
 
     def _write(self, command: Command, durability: str | None) -> Any:
         builds: list[Build] = [lambda _: command]
@@ -113,21 +119,34 @@ class RedisJournal:
 
     def claim(self, sink: str, token: str, limit: int, seconds: float, key: str = "") -> list[Record]:
         run = self._ask if key else self._run  # a caller asks for one key, a flusher for what is due
-        found = run(_CLAIM, self._names(sink, "v", "d", "c", "a"), token, limit, _us(seconds), key)
-        rows = zip(found[::3], found[1::3], found[2::3], strict=True)
-        return [_record(key.decode(), value, int(attempts)) for key, value, attempts in rows]
+        found = run(_CLAIM, self._names(sink, "v", "d", "c", "a", "t"), token, limit, _us(seconds), key)
+        return [_claimed(*found[at : at + 5]) for at in range(0, len(found), 5)]
 
     def renew(self, sink: str, token: str, keys: Sequence[str], seconds: float) -> int:
         return int(self._run(_RENEW, self._names(sink, "d", "c"), token, _us(seconds), *keys))
 
     def acknowledge(self, sink: str, token: str, taken: Sequence[tuple[str, int]]) -> int:
-        return int(self._run(_ACKNOWLEDGE, self._names(sink, "v", "d", "b", "c", "a"), token, *_pairs(taken)))
+        names = self._names(sink, "v", "d", "b", "c", "a", "t", "x", "o")
+        return int(self._run(_ACKNOWLEDGE, names, token, *self._memory, *_pairs(taken)))
+
+    def note(self, sink: str, taken: Sequence[tuple[str, int]], *, must_try: bool = False) -> None:
+        names = self._names(sink, "v", "d", "b", "c", "a", "t", "x", "o", "s")
+        for at in range(0, len(taken), _AT_ONCE):
+            part = _pairs(taken[at : at + _AT_ONCE])
+            self._run(_NOTE, names, *self._memory, *part, must_try=must_try)
+
+    def overtaken(self, sink: str, written: Sequence[tuple[str, int]]) -> list[bool]:
+        [name] = self._names(sink, "t")
+        keys = [key for key, _ in written]
+        scores = self._client.call(lambda _: ("ZMSCORE", name, *keys)) if keys else []
+        return [_number(score) >= sequence for score, (_, sequence) in zip(scores, written, strict=True)]
 
     def give_back(
-        self, sink: str, token: str, untaken: Sequence[tuple[str, int]], delay: float, *, failed: bool
-    ) -> None:
-        names = self._names(sink, "v", "d", "c", "a")
-        self._run(_GIVE_BACK, names, token, _us(delay), "1" if failed else "", *_pairs(untaken))
+        self, sink: str, token: str, untaken: Sequence[tuple[str, int]], delay: float, *,
+        failed: bool, doubted: bool = False,
+    ) -> None:  # fmt: skip
+        names, what = self._names(sink, "v", "d", "c", "a"), "1" if failed else "2" if doubted else ""
+        self._run(_GIVE_BACK, names, token, _us(delay), what, *_pairs(untaken))
 
     def bury(self, sink: str, token: str, record: Record, reason: str, details: str) -> bool:
         head = json.dumps([record.attempts, reason, details, time.time()]).encode()
@@ -155,13 +174,22 @@ class RedisJournal:
         values = self._client.call(lambda _: ("HMGET", dead, *keys), must_try=True)
         return [_buried(key.decode(), value) for key, value in zip(keys, values, strict=True) if value is not None]
 
-    def exhume(self, sink: str, keys: Sequence[str]) -> int:
-        names = self._names(sink, "v", "d", "b", "a", "x", "y")
-        return sum(int(self._run(_EXHUME, names, *part)) for part in _parts(keys))
+    def exhume(self, sink: str, keys: Sequence[str]) -> Exhumed:
+        names = self._names(sink, "v", "d", "b", "a", "x", "y", "o", "t")
+        found = [self._run(_EXHUME, names, *part) for part in _parts(keys)]
+        return Exhumed(sum(moved for moved, _ in found), sum(overtaken for _, overtaken in found))
 
     def drop(self, sink: str, keys: Sequence[str]) -> int:
-        names = self._names(sink, "x", "y")
+        names = self._names(sink, "x", "y", "o")
         return sum(int(self._run(_DROP, names, *part)) for part in _parts(keys))
+
+    def announce(self, seconds: float) -> bool:
+        name, ms = self._on_its_way, max(int(seconds * 1000), 1)
+        return self._client.call(lambda _: ("SET", name, "1", "NX", "PX", ms)) is not None
+
+    def arrived(self) -> None:
+        name = self._on_its_way
+        self._client.call(lambda _: ("DEL", name), must_try=True)
 
     def unsafe(self) -> str | None:
         try:
@@ -199,9 +227,13 @@ class RedisJournal:
         return self._run(script, keys, *args, must_try=False)
 
 
-def _record(key: str, value: bytes, attempts: int = 0) -> Record:
-    sequence = int.from_bytes(value[:_SEQUENCE_BYTES], "big")
-    return Record(key, sequence, value[_SEQUENCE_BYTES:], attempts)
+def _record(key: str, value: bytes) -> Record:
+    return Record(key, int.from_bytes(value[:_SEQUENCE_BYTES], "big"), value[_SEQUENCE_BYTES:])
+
+
+def _claimed(key: bytes, value: bytes, attempts: int, failing_us: int, taken_since: int) -> Record:
+    record = _record(key.decode(), value)
+    return replace(record, attempts=attempts, failing_for=failing_us / 1e6, taken_since=bool(taken_since))
 
 
 def _buried(key: str, value: bytes) -> Buried:
@@ -210,6 +242,10 @@ def _buried(key: str, value: bytes) -> Buried:
     attempts, reason, details, buried_at = json.loads(value[head_at : head_at + length])
     sequence = int.from_bytes(value[:_SEQUENCE_BYTES], "big")
     return Buried(Record(key, sequence, value[head_at + length :], attempts), reason, details, buried_at)
+
+
+def _number(score: object) -> int:
+    return int(float(score)) if isinstance(score, (bytes, str, float)) else 0
 
 
 def _packed(sequence: int) -> bytes:

@@ -7,6 +7,7 @@ import logging
 from celery import Celery
 
 from celery_cachetiers import CachedTask, CacheTiers, Write, sink
+from celery_cachetiers.journal_port import Exhumed
 
 taken: list[object] = []
 
@@ -50,7 +51,7 @@ def _dead_letter(app: Celery) -> None:
     [grave] = journal.buried("tour", 0, 10)
     key = grave.record.key
     assert journal.begin("tour", key)[0] is None
-    assert journal.exhume("tour", [key]) == 1
+    assert journal.exhume("tour", [key]) == Exhumed(1)
     [record] = journal.claim("tour", "token", 10, 10.0)
     assert journal.renew("tour", "token", [key], 10.0) == 1
     assert journal.stands("tour", [(key, record.sequence)]) == [True]
@@ -59,3 +60,7 @@ def _dead_letter(app: Celery) -> None:
     assert record.attempts == 1
     assert journal.bury("tour", "token", record, "reason", "details")
     assert journal.drop("tour", [key]) == 1
+    journal.note("tour", [(key, record.sequence)])
+    assert journal.overtaken("tour", [(key, record.sequence)]) == [True]
+    assert journal.announce(1.0)
+    journal.arrived()

@@ -14,7 +14,7 @@ from celery_cachetiers.client import RedisClient
 from celery_cachetiers.clock import SystemClock
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.journal.redis import RedisJournal
-from celery_cachetiers.journal_port import Backlog
+from celery_cachetiers.journal_port import REMEMBERED_SECONDS, Backlog, Exhumed
 from celery_cachetiers.testing.conformance import JournalConformance, JournalUnderTest
 from celery_cachetiers.testing.conformance.journal import LONG, PLENTY, names
 from tests.processes import wait_until
@@ -29,12 +29,12 @@ def at(namespace: str) -> Iterator[Open]:
     """``at(url, timeout=5.0)`` gives two processes at a server's journal, in the test's namespace."""
     with ExitStack() as stack:
 
-        def journal(url: str, timeout: float) -> RedisJournal:
+        def journal(url: str, timeout: float, **options: int) -> RedisJournal:
             client = RedisClient(url, timeout, Breaker(0.0, SystemClock()))
             stack.callback(client.close)
-            return RedisJournal(client, namespace)
+            return RedisJournal(client, namespace, **options)  # type: ignore[arg-type]  # remembered=
 
-        def both(url: str, timeout: float = 5.0) -> JournalUnderTest:
+        def both(url: str, timeout: float = 5.0, **options: int) -> JournalUnderTest:
             plain = stack.enter_context(redis.Redis.from_url(url))
 
             def set_last_sequence(sink: str, last: int | None) -> None:
@@ -44,7 +44,9 @@ def at(namespace: str) -> Iterator[Open]:
                 else:
                     plain.set(name, last)
 
-            return JournalUnderTest(journal(url, timeout), journal(url, timeout), set_last_sequence)
+            return JournalUnderTest(
+                journal(url, timeout, **options), journal(url, timeout, **options), set_last_sequence
+            )
 
         yield both
 
@@ -58,6 +60,8 @@ class TestRedisJournal(JournalConformance):
 def fill_all_kinds(journal: JournalUnderTest) -> None:
     """Leaves something under every key that a journal may have."""
     journal.dead("dead")
+    journal.write("dead")
+    journal.acknowledge(journal.claim())
     journal.write("failed", "claimed", "waiting")
     one, *_ = journal.claim(limit=2)
     journal.give_back([one], LONG, failed=True)
@@ -69,34 +73,68 @@ def keys_of(server: RedisServer, namespace: str) -> dict[str, int]:
         return {key.decode(): client.pttl(key) for key in client.scan_iter(f"{namespace}:*")}  # type: ignore[misc]
 
 
+def memory_of(server: RedisServer, namespace: str, sink: str) -> int:
+    """Milliseconds to live of what is remembered of a sink."""
+    return keys_of(server, f"{namespace}:{{wb:{sink}}}")[f"{namespace}:{{wb:{sink}}}:t"]
+
+
 # -- what lies in Redis ------------------------------------------------------------------------------------------------
 
 
-def test_no_key_has_a_ttl_and_all_of_a_sinks_share_one_slot(
+def test_no_key_but_the_memory_has_a_ttl_and_all_of_a_sinks_share_one_slot(
     every_redis_server: RedisServer, at: Open, namespace: str
 ) -> None:
     for sink in ("orders", "odd}{name", ""):
         journal = at(every_redis_server.url())
         journal.sink = sink
+        journal.ours.note(journal.sink, [("noted", 1)])
+        assert 0 < memory_of(every_redis_server, namespace, sink) <= REMEMBERED_SECONDS * 1000
+        with every_redis_server.client() as client:
+            client.persist(f"{namespace}:{{wb:{sink}}}:t")
         fill_all_kinds(journal)
+        assert 0 < memory_of(every_redis_server, namespace, sink) <= REMEMBERED_SECONDS * 1000
         found = keys_of(every_redis_server, f"{namespace}:{{wb:{sink}}}")
 
-        assert {name.rpartition(":")[2] for name in found} == set("vdbscaxy")
+        assert {name.rpartition(":")[2] for name in found} == set("vdbscaxyot")
+        del found[f"{namespace}:{{wb:{sink}}}:t"]
         assert set(found.values()) == {-1}
         assert len({key_slot(name.encode()) for name in found}) == 1
 
 
-def test_a_sink_that_has_taken_everything_leaves_its_last_sequence_and_nothing_else(
+def test_a_sink_that_has_taken_everything_leaves_its_sequences_and_nothing_else(
     every_redis_server: RedisServer, at: Open, namespace: str
 ) -> None:
     journal = at(every_redis_server.url())
-    journal.dead("dead")
-    journal.write("a", "b")
+    journal.dead("dead", "overtaken", "dropped")
+    journal.write("a", "b", "overtaken", "dropped")
     journal.give_back(journal.claim(), failed=True)
     journal.acknowledge(journal.claim())
-    journal.ours.drop(journal.sink, ["dead"])
+    journal.ours.exhume(journal.sink, ["overtaken"])
+    journal.ours.drop(journal.sink, ["dead", "dropped"])
 
-    assert [name.rpartition(":")[2] for name in keys_of(every_redis_server, namespace)] == ["s"]
+    assert {name.rpartition(":")[2] for name in keys_of(every_redis_server, namespace)} == {"s", "t"}
+
+
+def test_of_the_keys_that_a_sink_has_taken_so_many_are_remembered(
+    every_redis_server: RedisServer, at: Open, namespace: str
+) -> None:
+    journal = at(every_redis_server.url(), remembered=3)
+    written = [(key, journal.write(key)[0]) for key in "abcde"]
+    journal.acknowledge(journal.claim(limit=2))
+    journal.acknowledge(journal.claim(limit=2))
+    assert journal.ours.overtaken(journal.sink, written) == [False, True, True, True, False]
+    journal.ours.note(journal.sink, written[4:])
+
+    assert journal.ours.overtaken(journal.sink, written) == [False, False, True, True, True]
+
+
+def test_a_thousand_are_acknowledged_and_noted_at_once(every_redis_server: RedisServer, at: Open) -> None:
+    journal = at(every_redis_server.url())
+    written = list(zip(map(str, range(1000)), journal.write(*map(str, range(1000))), strict=True))
+
+    assert journal.acknowledge(journal.claim(limit=1000)) == 1000
+    journal.ours.note(journal.sink, written)
+    assert all(journal.ours.overtaken(journal.sink, written))
 
 
 def test_every_step_is_one_round_trip(redis_proxy: RedisProxy, at: Open) -> None:
@@ -110,13 +148,17 @@ def test_every_step_is_one_round_trip(redis_proxy: RedisProxy, at: Open) -> None
         journal.acknowledge([first])
         journal.give_back([second])
         journal.bury(third)
+        journal.ours.note(journal.sink, [("d", 1)])
+        journal.ours.overtaken(journal.sink, [("d", 1), ("e", 1)])
         journal.ours.exhume(journal.sink, ["c"])
         journal.ours.drop(journal.sink, ["c"])
         journal.ours.backlog(journal.sink)
         journal.acknowledge(journal.claim())
 
     assert redis_proxy.trips == [
-        *[("EVALSHA",)] * 9,
+        *[("EVALSHA",)] * 8,
+        ("ZMSCORE",),
+        *[("EVALSHA",)] * 2,
         ("ZCARD", "ZRANGE", "ZCARD"),
         *[("EVALSHA",)] * 2,
     ]
@@ -166,7 +208,8 @@ def test_a_full_server_is_emptied_by_flushing(own: RedisServer, at: Open) -> Non
     assert journal.acknowledge(claimed[:1]) == 1
     journal.give_back(claimed[1:2], failed=True)
     assert journal.bury(claimed[2]) is True
-    assert journal.ours.exhume(journal.sink, ["dead"]) == 1
+    journal.ours.note(journal.sink, [("e", 1)])
+    assert journal.ours.exhume(journal.sink, ["dead"]) == Exhumed(1)
     assert journal.ours.drop(journal.sink, ["c"]) == 1
     assert [(each.key, each.attempts) for each in journal.claim_there()] == [("b", 1), ("dead", 0)]
 

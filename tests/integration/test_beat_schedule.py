@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, Task
 from celery.beat import Scheduler, Service
 from celery.signals import beat_init
 
 from celery_cachetiers.schedule import entries
+from celery_cachetiers.tasks import PERIODIC_HEADER
+from celery_cachetiers.write_behind import ON_ITS_WAY, on_its_way
 from tests.integration.apps.behind_tasks import BehindDeployment
 from tests.integration.apps.worker_setup import new_name
-from tests.processes import ROOT, Process, remove_directory, scratch_directory, wait_until
+from tests.processes import ROOT, Process, ReservedPort, remove_directory, scratch_directory, wait_until
 from tests.servers import RedisServers
 
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
@@ -67,15 +69,72 @@ def sent(deployment: BehindDeployment, queue: str | None = None) -> list[dict[st
 # ---- Celery's own scheduler ------------------------------------------------------------------------------------------
 
 
-def test_beat_sends_the_flush_by_itself_and_its_messages_expire(deploy: Deploy) -> None:
+def test_beat_sends_the_flush_by_itself_and_none_while_one_waits_in_the_queue(deploy: Deploy) -> None:
     deployment = deploy()
     with deployment.beat() as beat:
-        wait_for(beat, SENT, 2)
+        wait_for(beat, SENT, 4)
         assert "Traceback" not in beat.log_text()
+        [headers] = [message["headers"] for message in sent(deployment)]
+        assert headers["task"] == FLUSH
+        assert headers["expires"]
 
-    headers = [message["headers"] for message in sent(deployment)]
-    assert {each["task"] for each in headers} == {FLUSH}
-    assert all(each["expires"] for each in headers)
+        with deployment.worker() as worker:
+            wait_until(
+                lambda: worker.log_text().count(f"Task {FLUSH}[") >= 4, timeout=30, message=f"more\n{worker.log_tail()}"
+            )
+
+
+def test_a_flush_that_is_sent_by_hand_is_sent_whatever_waits(deploy: Deploy) -> None:
+    deployment = deploy()
+    flush, periodic = deployment.app.tasks[FLUSH], entries(deployment.tiers)[FLUSH]["options"]
+    assert flush.apply_async((), **periodic) is not None
+    assert flush.apply_async((), **periodic) is None
+    flush.delay()
+    flush.delay()
+    assert len(sent(deployment)) == 3
+
+    flush.apply(headers=periodic["headers"])  # it has begun
+    assert flush.apply_async((), **periodic) is not None
+
+
+def test_what_could_not_be_sent_is_not_waited_for(deploy: Deploy, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployment = deploy()
+    flush, periodic = deployment.app.tasks[FLUSH], entries(deployment.tiers)[FLUSH]["options"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Task, "apply_async", lambda *args, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            flush.apply_async((), **periodic)
+
+    assert flush.apply_async((), **periodic) is not None
+
+
+def test_where_the_journal_is_away_each_is_sent(deploy: Deploy) -> None:
+    port = ReservedPort()
+    deployment = deploy(cachetiers_journal_url=f"redis://127.0.0.1:{port.number}/0")
+    flush, periodic = deployment.app.tasks[FLUSH], entries(deployment.tiers)[FLUSH]["options"]
+
+    assert [flush.apply_async((), **periodic) is not None for _ in range(2)] == [True, True]
+    assert flush.apply(headers=periodic["headers"]).get() == {}
+    port.release()
+
+
+def test_two_beats_are_one_too_many_and_break_nothing(deploy: Deploy) -> None:
+    deployment = deploy()
+    rows = [new_name() for _ in range(20)]
+    order = deployment.task("order")
+    with deployment.beat() as one, deployment.beat() as other:
+        wait_for(one, SENT)
+        wait_for(other, SENT)
+        assert len(sent(deployment)) == 1
+        with deployment.worker() as worker:
+            for row in rows:
+                order.cache.put((row,), "put")
+            wait_until(lambda: not deployment.pending(), timeout=30, message=f"the flush\n{worker.log_tail()}")
+            wait_for(one, SENT, 4)
+            wait_for(other, SENT, 4)
+        assert "Traceback" not in one.log_text() + other.log_text() + worker.log_text()
+
+    assert {row: deployment.values(row) for row in rows} == {row: ["put"] for row in rows}
 
 
 @pytest.mark.parametrize("when", ["beat_schedule", "behind_schedule"])
@@ -148,7 +207,8 @@ def test_a_sink_that_may_not_wait_so_long_shortens_it(deploy: Deploy) -> None:
     deployment = deploy(cachetiers_flush_every=5, behind_sink={"max_delay": 1.5})
 
     entry = entries(deployment.tiers)[FLUSH]
-    assert (entry["schedule"], entry["options"]) == (1.5, {"expires": 1.5})
+    assert (entry["schedule"], entry["options"]) == (1.5, {"expires": ON_ITS_WAY, "headers": {PERIODIC_HEADER: True}})
+    assert on_its_way(2 * ON_ITS_WAY) == 2 * ON_ITS_WAY
 
 
 def test_one_that_may_wait_longer_does_not_lengthen_it(deploy: Deploy) -> None:
@@ -225,7 +285,7 @@ def test_the_scheduler_of_django_celery_beat_has_it_in_its_database_and_may_turn
     with _django_beat(deployment, scheduler, setup) as beat:
         wait_for(beat, SENT, 2)
         assert "Traceback" not in beat.log_text()
-    assert django("-c", textwrap.dedent(LOOK)) == "True 1 1 None\nTrue 60 60 None"
+    assert django("-c", textwrap.dedent(LOOK)) == "True 1 60 None\nTrue 60 60 None"
     assert sent(deployment)[0]["headers"]["expires"]
 
     off = textwrap.dedent(LOOK).replace("print(task", "PeriodicTask.objects.update(enabled=False); print(task")
@@ -233,7 +293,7 @@ def test_the_scheduler_of_django_celery_beat_has_it_in_its_database_and_may_turn
     with _django_beat(deployment, scheduler, setup) as beat:
         wait_for(beat, "beat: Waking up", 2)
         assert SENT not in beat.log_text()
-    assert django("-c", textwrap.dedent(LOOK)) == "False 1 1 None\nFalse 60 60 None"
+    assert django("-c", textwrap.dedent(LOOK)) == "False 1 60 None\nFalse 60 60 None"
 
 
 class _django_beat(_beat):

@@ -19,8 +19,9 @@ from celery.bin.base import CLIContext
 from click import Group
 from click.testing import CliRunner, Result
 
-from celery_cachetiers import CachedTask, CacheTiers, ConfigurationError, Write, sink
+from celery_cachetiers import CachedTask, CacheTiers, ConfigurationError, SinkRejected, Write, sink
 from celery_cachetiers.cli import cachetiers, common
+from celery_cachetiers.journal_port import Exhumed
 from tests.integration.apps.behind_tasks import BehindDeployment
 from tests.integration.apps.local import cached_app, closing, published
 from tests.processes import ROOT
@@ -40,10 +41,19 @@ class Table:
         self.refused: set[Any] = set()
 
     def __call__(self, writes: list[Write]) -> None:
+        failures: dict[str, BaseException] = {}
         for write in writes:
-            if write.args[0] in self.refused:
-                raise ValueError(f"no room for {write.args[0]}")
-        self.got += writes
+            try:
+                self.take(write)
+            except ValueError as error:
+                failures[write.key] = error
+        if failures:
+            raise SinkRejected(failures)
+
+    def take(self, write: Write) -> None:
+        if write.args[0] in self.refused:
+            raise ValueError(f"no room for {write.args[0]}")
+        self.got.append(write)
 
 
 @pytest.fixture
@@ -295,9 +305,30 @@ def test_retry_all_takes_all_pages(app: Celery, order: Any, table: Table, run: R
     bury(app, order, table, "1", "2", "3")
     done = run("dead-letter", "retry", "rows", "--all", "--json")
 
-    assert json.loads(done.output) == {"retried": 3, "unknown": 0}
+    assert json.loads(done.output) == {"retried": 3, "overtaken": 0, "unknown": 0}
     CacheTiers(app).writes.flush("rows")
     assert sorted(write.args[0] for write in table.got) == ["1", "2", "3"]
+
+
+def test_retry_says_how_many_were_overtaken_by_what_the_sink_has_taken_since(
+    app: Celery, order: Any, table: Table, run: Run
+) -> None:
+    keys = bury(app, order, table, "1", "2", "3", "4")
+    for row in "123":
+        order.cache.put((row,), "newer", {"kind": "b"})
+    CacheTiers(app).writes.flush("rows")
+    order.cache.invalidate("1", kind="b")
+    done = run("dead-letter", "retry", "rows", *keys[:1])
+
+    assert done.output == "0 writes retried.\n1 write dropped: overtaken by newer ones of the same keys.\n"
+    assert done.exit_code == 0
+    done = run("dead-letter", "retry", "rows", "--all", "--json")
+    assert json.loads(done.output) == {"retried": 1, "overtaken": 2, "unknown": 0}
+    assert order("1", kind="b") == "order of 1"  # the body
+    CacheTiers(app).writes.flush("rows")
+    assert sorted((write.args[0], write.value) for write in table.got) == [
+        ("1", "newer"), ("1", "order of 1"), ("2", "newer"), ("3", "newer"), ("4", "order of 4"),
+    ]  # fmt: skip
 
 
 def test_a_key_that_is_not_there_ends_with_1(app: Celery, order: Any, table: Table, run: Run) -> None:
@@ -397,9 +428,9 @@ def test_programs_have_the_same(app: Celery, order: Any, table: Table) -> None:
     assert found.write is not None
     assert (found.write.args, found.write.value, found.error) == (("1",), "order of 1", "ValueError: no room for 1")
     assert letter.find("f" * 32) is None
-    assert (letter.retry(), letter.drop()) == (0, 0)
+    assert (letter.retry(), letter.drop()) == (Exhumed(0), 0)
     assert letter.drop(keys[0]) == 1
-    assert letter.retry_all() == 1
+    assert letter.retry_all() == Exhumed(1)
     assert CacheTiers(app).writes.backlog("rows").pending == 1
     with pytest.raises(ConfigurationError, match="nowhere"):
         CacheTiers(app).writes.dead_letter("nowhere")

@@ -23,6 +23,8 @@ from tests.processes import ROOT
 from tests.proxy import RedisProxy
 from tests.servers import RedisServer
 
+pytestmark = pytest.mark.usefixtures("own_tasks")
+
 Run = Callable[..., Result]
 
 

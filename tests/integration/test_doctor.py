@@ -31,7 +31,7 @@ from tests.proxy import RedisProxy
 from tests.servers import RedisServer, RedisServers
 
 pytestmark = [
-    pytest.mark.usefixtures("own_sinks"),
+    pytest.mark.usefixtures("own_sinks", "own_tasks"),
     pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning"),
 ]
 

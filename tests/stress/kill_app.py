@@ -13,6 +13,7 @@ import random
 import signal
 import sqlite3
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -28,15 +29,17 @@ from celery_cachetiers import write_behind as wiring
 from celery_cachetiers.errors import SinkUnavailable
 from celery_cachetiers.flush import Flusher
 from celery_cachetiers.journal import redis as journal
+from celery_cachetiers.journal_port import NEWEST
 from celery_cachetiers.journaling import LocalSequences
+from celery_cachetiers.outlet import TaskOutlet
 
 VARIABLE = "CACHETIERS_KILL_TEST"
-SINK, TASK = "kills", "produce"
+SINK, TASK, READ = "kills", "produce", "read"
 WRITERS, FLUSHERS = 3, 2
 HOT, COLD = 5, 100
 """Names of a writer in one round: half of its writes go to the hot ones, which the journal coalesces."""
 
-PAUSE, LULL, PATIENCE, DAWDLE = 0.002, 0.1, 1.0, 0.003
+PAUSE, LULL, PATIENCE, DAWDLE, SLOWLY = 0.002, 0.1, 1.0, 0.003, 0.15
 
 SQLITE = """
 CREATE TABLE rows (name TEXT PRIMARY KEY, value INTEGER, deleted BOOLEAN NOT NULL, sequence BIGINT NOT NULL);
@@ -84,9 +87,15 @@ def dawdle() -> None:
 
 
 def row(write: Write) -> dict[str, Any]:
-    """The columns of a write. Its number is an argument: a tombstone has no value."""
-    name, number = write.args
+    """The columns of a write."""
+    name, number = numbered(write)
     return {"name": name, "value": number}
+
+
+def numbered(write: Write) -> tuple[str, int]:
+    """Name and number of a write: an argument, as a tombstone has no value; of what was read, the value."""
+    name, *number = write.args
+    return name, number[0] if number else write.value
 
 
 class NotingSink:
@@ -105,7 +114,7 @@ class NotingSink:
 
     def write(self, writes: list[Write]) -> None:
         """One transaction."""
-        self._notes.add(*((*write.args, write.sequence) for write in writes))
+        self._notes.add(*((*numbered(write), write.sequence) for write in writes))
         dawdle()
         self._connection.execute("BEGIN IMMEDIATE")
         self._connection.executemany(
@@ -131,7 +140,7 @@ class NotingSQLAlchemySink(SQLAlchemySink):
 
     def write(self, writes: list[Write]) -> None:
         notes = Notes(self._handed)
-        notes.add(*((*write.args, write.sequence) for write in writes))
+        notes.add(*((*numbered(write), write.sequence) for write in writes))
         notes.close()
         dawdle()
         super().write(writes)
@@ -181,6 +190,22 @@ def the_last_delivery_wins() -> None:
     NotingSink.write = slowly  # type: ignore[method-assign]
 
 
+def the_journal_compares_nothing() -> None:
+    """What was computed displaces what was put while the body ran."""
+    _source(journal._WRITE, "if overtaken then", "if false then")
+
+
+def what_was_taken_is_forgotten() -> None:
+    """What was computed comes after what was put and flushed while the body ran."""
+    _source(journal._WRITE, "redis.call('ZSCORE', KEYS[6], key)", "nil")
+
+
+def sequences_are_drawn_after_the_body() -> None:
+    """What was computed counts as newer than what was put while the body ran."""
+    begin = TaskOutlet.begin
+    TaskOutlet.begin = lambda self, key: (begin(self, key)[0], NEWEST)  # type: ignore[method-assign]
+
+
 def sequences_begin_at_one() -> None:
     """What goes past a journal that is away has lower sequences than what waits in it."""
 
@@ -199,6 +224,9 @@ MUTATIONS: Mapping[str, Callable[[], None]] = {
         claims_never_expire,
         the_last_delivery_wins,
         sequences_begin_at_one,
+        the_journal_compares_nothing,
+        what_was_taken_is_forgotten,
+        sequences_are_drawn_after_the_body,
     )
 }
 
@@ -221,7 +249,16 @@ def build(given: Mapping[str, Any]) -> Celery:
     def produce(name: str, number: int) -> int:
         return number
 
-    app.task(produce, name=TASK, shared=False, base=CachedTask, sink=SINK, write="behind", ignore=("number",), l1=False)
+    def read(name: str) -> int:
+        """What the database has, after a while."""
+        with closing(sqlite3.connect(given["database"], timeout=30)) as connection:
+            found = connection.execute("SELECT value FROM rows WHERE name = ?", (name,)).fetchone()
+        time.sleep(random.random() * SLOWLY)
+        return int(found[0]) if found is not None else 0
+
+    options: dict[str, Any] = {"shared": False, "base": CachedTask, "sink": SINK, "write": "behind", "l1": False}
+    app.task(produce, name=TASK, ignore=("number",), **options)
+    app.task(read, name=READ, **options)
     return app
 
 
@@ -230,7 +267,8 @@ class Writer:
 
     def __init__(self, app: Celery, number: int, directory: Path) -> None:
         self._app, self._number, self._directory = app, number, directory
-        self._cache = app.tasks[TASK].cache
+        self._cache, self._read = app.tasks[TASK].cache, app.tasks[READ]
+        self._newest: dict[str, int] = {}
 
     def run(self) -> None:
         """Writes while a round lasts, notes that it is over, waits for the next one."""
@@ -258,8 +296,13 @@ class Writer:
         self._last = max((int(line.split()[3]) for line in lines), default=0)
         self._draw = random.Random(f"{_given['seed']}:{self._number}:{current}:{self._last}")
         with closing(Notes(path)) as self._notes:
+            mixes = self._number == 1 and current % 2 == 0 and "url" not in _given
+            if mixes:
+                self._reach_the_journal()
             while self._round() == current:
                 self._act(f"{current}-{self._number}-")
+                if mixes:
+                    self._put_while_it_is_read(f"{current}-{self._number}-read-{self._draw.randrange(3)}")
                 time.sleep(self._draw.random() * PAUSE)
 
     def _act(self, prefix: str) -> None:
@@ -292,6 +335,45 @@ class Writer:
         with suppress(TierUnavailable, SinkUnavailable):
             act(names)
             self._notes.add(*(("done", what, name, number) for name in names))
+
+    def _reach_the_journal(self) -> None:
+        """Its Redis was killed in the round before: a process leaves it alone for a while, unless it must try."""
+        while True:
+            with suppress(TierUnavailable):
+                CacheTiers(self._app).writes.backlog(SINK)
+                return
+
+    def _put_while_it_is_read(self, name: str) -> None:
+        """Puts under a name that a body is reading; then nobody may see what was there before.
+
+        Only while the journal's Redis lives: a body that cannot look into the journal may bring an older value.
+        """
+        if name not in self._newest:
+            self._newest[name] = 0
+            self._notes.add(("begun", "put", name, 0))  # what a body gives where there is no row
+        self._look(name)
+        reader = threading.Thread(target=self._look, args=(name,))
+        reader.start()
+        time.sleep(self._draw.random() * SLOWLY)
+        number = self._next()
+        before = self._newest[name]
+        self._call("put", [name], number, lambda names: self._acknowledged(names[0], number))
+        reader.join()
+        assert self._newest[name] in (before, number)
+        self._look(name)
+
+    def _acknowledged(self, name: str, number: int) -> None:
+        self._read.cache.put((name,), number)
+        self._newest[name] = number
+
+    def _look(self, name: str) -> None:
+        """Reads past what is cached; notes it if that is older than what was acknowledged before."""
+        newest = self._newest[name]
+        with suppress(TierUnavailable, SinkUnavailable):
+            self._read.cache.invalidate(name)
+            found = self._read(name)
+            if found < newest:
+                self._notes.add(("old", f"{found}<{newest}", name, newest))
 
     def _compute(self, prefix: str) -> None:
         """Through a worker; each name once, as a message that is delivered again runs the task again."""

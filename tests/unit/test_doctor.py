@@ -24,7 +24,7 @@ from celery_cachetiers.journal_port import Backlog
 from celery_cachetiers.server_info import ServerInfo
 from tests.integration.apps.local import LocalCelery
 
-pytestmark = pytest.mark.usefixtures("own_sinks")
+pytestmark = pytest.mark.usefixtures("own_sinks", "own_tasks")
 
 ROOT = Path(__file__).parents[2]
 NOW = 1_000_000.0

@@ -133,7 +133,6 @@ class World(RuleBasedStateMachine):
         self.delivered: dict[str, int] = {}
         self.invalidated: dict[str, int] = {}
         self.begun: list[tuple[str, int]] = []
-        self.replayed: set[str] = set()
 
     def write_key(self, key: str, begun: int = 0) -> None:
         self.number += 1
@@ -142,13 +141,11 @@ class World(RuleBasedStateMachine):
         [sequence] = self.stage.journal.write(SINK, [(key, body)], 1_000_000, **given)
         if sequence > self.written.get(key, (0, ""))[0]:
             self.written[key] = (sequence, str(self.number))
-        else:
-            self.replayed.add(key)
 
     def take(self, writes: Sequence[Write], token: str) -> None:
         dirty = self.dirty()
         for write in writes:
-            if write.key in dirty and dirty[write.key].token == token and write.key not in self.replayed:
+            if write.key in dirty and dirty[write.key].token == token:
                 assert write.sequence >= self.delivered.get(write.key, 0), "an older value after a newer one"
             self.delivered[write.key] = max(write.sequence, self.delivered.get(write.key, 0))
         self.stage.sink.take(writes)
@@ -190,7 +187,6 @@ class World(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(KEYS))
     def exhume(self, key: str) -> None:
-        self.replayed.add(key)
         self.stage.journal.exhume(SINK, [key])
 
     @invariant()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,11 +14,11 @@ from celery_cachetiers.clock import SystemClock
 from celery_cachetiers.codec import Codec
 from celery_cachetiers.delivery import Flushed
 from celery_cachetiers.entry import MISSING
-from celery_cachetiers.errors import ConfigurationError, JournalFull, TierUnavailable, UnusableEntry
+from celery_cachetiers.errors import ConfigurationError, JournalFull, SinkUnavailable, TierUnavailable, UnusableEntry
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.flush import Flusher
 from celery_cachetiers.journal_port import Place, Record
-from celery_cachetiers.journaling import LocalSequences, SafeJournal
+from celery_cachetiers.journaling import CHECK_EVERY, UNNOTED, LocalSequences, SafeJournal, Unnoted
 from celery_cachetiers.leases.repeat import repeating
 from celery_cachetiers.outlet import TaskOutlet
 from celery_cachetiers.records import packed, unpacked
@@ -73,6 +74,14 @@ class Journal(MemoryJournal):
         self._check()
         return super().sequence(sink)
 
+    def note(self, sink: str, taken: Sequence[tuple[str, int]], *, must_try: bool = False) -> None:
+        self._check()
+        super().note(sink, taken)
+
+    def overtaken(self, sink: str, written: Sequence[tuple[str, int]]) -> list[bool]:
+        self._check()
+        return super().overtaken(sink, written)
+
     def claim(self, *args: Any, **options: Any) -> list[Record]:
         self._check()
         return super().claim(*args, **options)
@@ -95,6 +104,7 @@ class Stage:
     asked: list[str] = field(default_factory=list)
     heard: list[tuple[Event, dict[str, object]]] = field(default_factory=list)
     pumped: int = 0
+    unnoted: Unnoted = field(default_factory=Unnoted)
 
     def __post_init__(self) -> None:
         self.events.subscribe(lambda event, task, details: self.heard.append((event, details)))
@@ -108,7 +118,7 @@ class Stage:
 
     def make(self, safe: SafeJournal | None) -> TaskOutlet:
         return TaskOutlet(
-            TASK, self.sink, self.codec, self.clock, self.events, LocalSequences(self.clock),
+            TASK, self.sink, self.codec, self.clock, self.events, LocalSequences(self.clock), self.unnoted,
             journal=safe, numbers=self.journal, pump=self,
         )  # fmt: skip
 
@@ -286,6 +296,37 @@ def test_a_server_that_would_lose_records_is_refused_at_the_first_write(stage: S
     assert stage.target.got == []
 
 
+def test_a_server_that_forgets_later_is_written_past_until_it_does_no_more(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = make(clock=FakeClock())
+    stage.deliver(K1, 1)
+    stage.journal.why_unsafe = "it forgets"
+    stage.clock.advance(CHECK_EVERY - 1)
+    stage.deliver(K1, 2)
+    stage.clock.advance(1)
+    for value in (3, 4):
+        stage.deliver(K2, value)
+    assert (stage.pending(), stage.target.values()) == ({K1: 2}, [3, 4])
+    assert stage.journal.looked == 2
+    assert caplog.text.count("safe no more") == 1
+    stage.journal.why_unsafe = None
+    stage.clock.advance(CHECK_EVERY)
+    stage.deliver(K3, 5)
+
+    assert stage.pending() == {K1: 2, K3: 5}
+
+
+def test_after_an_outage_the_server_is_looked_at_again_as_it_may_be_another_one(stage: Stage) -> None:
+    stage.safe.look_again()
+    stage.deliver(K1, 1)
+    stage.journal.why_unsafe = "it forgets"
+    stage.safe.look_again()
+    stage.deliver(K2, 2)
+
+    assert (stage.pending(), stage.target.values()) == ({K1: 1}, [2])
+
+
 def test_a_server_that_was_away_is_looked_at_once_it_is_back_and_then_no_more(stage: Stage) -> None:
     stage.journal.away, stage.journal.why_unsafe = True, "it forgets"
     stage.deliver(K1, "v")
@@ -302,7 +343,7 @@ def test_a_server_that_was_away_is_looked_at_once_it_is_back_and_then_no_more(st
 # ---- through ---------------------------------------------------------------------------------------------------------
 
 
-def test_through_asks_the_journal_for_nothing_but_a_sequence(stage: Stage) -> None:
+def test_through_has_its_sequence_from_the_journal_in_which_nothing_waits(stage: Stage) -> None:
     through = stage.make(None)
     value, place = through.begin(K1)
 
@@ -332,6 +373,82 @@ def test_what_a_leader_computes_does_not_displace_what_was_put_meanwhile(stage: 
     assert stage.pending() == {K1: "put"}
     stage.flusher.flush(10)
     assert stage.target.values() == ["put"]
+
+
+def test_nor_what_was_put_and_flushed_meanwhile(stage: Stage) -> None:
+    for key, write in ((K1, stage.deliver), (K2, partial(stage.deliver, deleted=True))):
+        _, place = stage.outlet.begin(key)
+        write(key, "put")
+        assert stage.flusher.flush(0.0).taken == 1
+
+        assert stage.deliver(key, "computed", place=place) is False
+        assert stage.pending() == {}
+        assert stage.outlet.begin(key)[0] is MISSING
+    assert stage.target.values() == ["put", "put"]
+
+
+def test_nor_does_it_reach_a_sink_that_is_written_through(stage: Stage) -> None:
+    through = stage.make(None)
+    _, place = through.begin(K1)
+    _, other = through.begin(K2)
+    through.deliver(K1, (1,), {}, "put")
+
+    through.deliver(K1, (1,), {}, "computed", place=place)
+    through.deliver(K2, (1,), {}, "computed", place=other)
+    assert stage.target.values() == ["put", "computed"]
+
+
+def test_nor_where_it_goes_past_the_journal_which_remembers_it(make: Make) -> None:
+    stage = make(max_pending=1, when_full="through")
+    stage.deliver(K1, "waits")
+    _, place = stage.outlet.begin(K2)
+    stage.deliver(K2, "put")
+    stage.deliver(K2, "computed", place=place)
+
+    assert stage.target.values() == ["put"]
+
+
+def test_a_write_past_a_journal_that_was_away_ends_what_waited_there_as_soon_as_it_answers(stage: Stage) -> None:
+    stage.deliver(K1, "waits")
+    stage.deliver(K2, "waits")
+    stage.journal.away = True
+    stage.deliver(K1, "past")
+    assert stage.outlet.begin(K1)[0] is MISSING
+    stage.journal.away = False
+
+    assert stage.outlet.begin(K3)[0] is MISSING
+    assert stage.pending() == {K2: "waits"}
+    assert stage.target.values() == ["past"]
+
+
+def test_so_many_writes_past_a_journal_that_is_away_are_kept_the_newest(stage: Stage) -> None:
+    keys, now = [str(number) for number in range(UNNOTED + 2)], stage.journal.sequence(SINK)
+    stage.unnoted.add(SINK, [(key, now + number) for number, key in enumerate(keys)])
+    stage.unnoted.add(SINK, [(keys[5], now)])
+    stage.unnoted.tell(stage.journal, SINK)
+
+    taken = stage.journal.overtaken(SINK, [(key, now + number) for number, key in enumerate(keys)])
+    assert taken == [False, False, *[True] * UNNOTED]
+
+
+def test_a_forked_process_leaves_it_to_its_parent_to_tell(stage: Stage) -> None:
+    stage.unnoted.add(SINK, [(K1, 5)])
+    stage.unnoted.reset_after_fork()
+    stage.unnoted.tell(stage.journal, SINK)
+
+    assert stage.journal.overtaken(SINK, [(K1, 5)]) == [False]
+
+
+def test_what_a_sink_refuses_at_once_is_not_remembered(stage: Stage) -> None:
+    through = stage.make(None)
+    _, place = through.begin(K1)
+    stage.target.error = ValueError("no")
+    with pytest.raises(ValueError, match="no"):
+        through.deliver(K1, (1,), {}, "put")
+    stage.target.error = None
+    through.deliver(K1, (1,), {}, "computed", place=place)
+
+    assert stage.target.values() == ["computed"]
 
 
 def test_nor_in_the_sink_though_it_comes_later(stage: Stage) -> None:
@@ -412,6 +529,29 @@ def test_what_is_computed_while_a_deletion_cannot_be_delivered_is_older_than_it(
     stage.clock.advance(60)
     stage.flusher.flush(10)
     assert [write.deleted for write in stage.target.got] == [False, True]
+
+
+def test_what_waits_reaches_the_sink_before_a_body_that_runs_anyway(stage: Stage) -> None:
+    stage.deliver(K1, "waits")
+    place = stage.outlet.begin_anyway(K1)
+    assert stage.target.values() == ["waits"]
+
+    stage.deliver(K1, "computed", place=place)
+    assert stage.pending() == {K1: "computed"}
+
+
+def test_what_a_body_gives_that_ran_anyway_yields_to_what_the_sink_did_not_take(stage: Stage) -> None:
+    stage.deliver(K1, "waits")
+    stage.target.error = SinkUnavailable("down")
+    place = stage.outlet.begin_anyway(K1)
+    assert place.looked is False
+    stage.target.error = None
+
+    stage.deliver(K1, "computed", place=place)
+    assert stage.pending() == {K1: "waits"}
+    stage.flusher.flush_key(K1)
+    stage.deliver(K1, "computed", place=place)
+    assert (stage.target.values(), stage.pending()) == (["waits"], {})
 
 
 def test_a_deletion_in_another_flushers_hands_is_waited_for(make: Make) -> None:

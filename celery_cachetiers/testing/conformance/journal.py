@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from celery_cachetiers.journal_port import FULL, Backlog, Journal, Record
+from celery_cachetiers.journal_port import FULL, REMEMBERED_SECONDS, Backlog, Exhumed, Journal, Record
 
 PLENTY = 1_000_000
 LONG = 30.0
@@ -412,6 +412,45 @@ class JournalConformance:
             journal.give_back([one], failed=True)
             journal.give_back([other])
 
+    def test_a_record_that_has_failed_alone_says_for_how_long(self, journal: JournalUnderTest) -> None:
+        journal.write("a", "b", "c")
+        a, b, c = journal.claim()
+        assert [each.failing_for for each in (a, b, c)] == [0.0, 0.0, 0.0]
+        journal.ours.give_back(journal.sink, "ours", pairs([a]), 0.0, failed=False, doubted=True)
+        journal.give_back([b], failed=True)
+        journal.give_back([c])
+        journal.advance(0.2)
+        found = journal.claim()
+        assert [each.attempts for each in found] == [0, 1, 0]
+        assert [each.failing_for >= 0.2 for each in found] == [True, True, False]
+        assert found[0].failing_for < 60
+        journal.ours.give_back(journal.sink, "ours", pairs(found), 0.0, failed=False, doubted=True)
+        journal.write("b")
+        found = journal.claim_there()
+
+        assert [(each.attempts, each.failing_for >= 0.2) for each in found] == [(0, True), (0, False), (0, False)]
+
+    def test_a_record_that_has_failed_alone_says_whether_a_later_write_was_taken_since(
+        self, journal: JournalUnderTest
+    ) -> None:
+        journal.write("before", "a")
+        claimed = journal.claim()
+        journal.advance(0.01)
+        journal.ours.give_back(journal.sink, "ours", pairs(claimed[1:]), 0.0, failed=False, doubted=True)
+        journal.acknowledge(claimed[:1])
+        claimed = journal.claim()
+        assert [each.taken_since for each in claimed] == [False]
+        journal.give_back(claimed)
+        journal.advance(0.01)
+        journal.write("after")
+        journal.acknowledge(journal.claim(key="after"))
+        claimed = journal.claim()
+        assert [each.taken_since for each in claimed] == [True]
+        journal.advance(0.01)
+        journal.give_back(claimed, failed=True)
+
+        assert [each.taken_since for each in journal.claim()] == [False]
+
     def test_what_was_written_again_is_due_at_once_and_has_no_attempt(self, journal: JournalUnderTest) -> None:
         journal.write("a", body=b"old")
         claimed = journal.claim()
@@ -493,7 +532,7 @@ class JournalConformance:
     def test_what_was_exhumed_is_due_under_its_sequence_and_without_attempts(self, journal: JournalUnderTest) -> None:
         [dead, _] = journal.dead("a", "b")
 
-        assert journal.theirs.exhume(journal.sink, ["a", "unknown"]) == 1
+        assert journal.theirs.exhume(journal.sink, ["a", "unknown"]) == Exhumed(1)
         assert journal.buried() == ["b"]
         assert journal.claim() == [dead]
         assert journal.backlog().pending == 1
@@ -511,7 +550,7 @@ class JournalConformance:
         [sequence] = journal.write("a", body=b"newer")
         claimed = journal.claim()
 
-        assert journal.ours.exhume(journal.sink, ["a"]) == 1
+        assert journal.ours.exhume(journal.sink, ["a"]) == Exhumed(0, overtaken=1)
         assert journal.buried() == []
         assert journal.look("a") == Record("a", sequence, b"newer")
         assert journal.claim_there() == []
@@ -528,7 +567,7 @@ class JournalConformance:
         journal.give_back(journal.claim(), failed=True)
         claimed = journal.claim()
 
-        assert journal.ours.exhume(journal.sink, ["a"]) == 1
+        assert journal.ours.exhume(journal.sink, ["a"]) == Exhumed(1)
         assert journal.claim_there() == []
         assert journal.acknowledge(claimed) == 0
         assert journal.claim_there() == [dead]
@@ -537,7 +576,7 @@ class JournalConformance:
         journal.dead("a")
         journal.ours.exhume(journal.sink, ["a"])
 
-        assert journal.ours.exhume(journal.sink, ["a"]) == 0
+        assert journal.ours.exhume(journal.sink, ["a"]) == Exhumed(0)
         assert journal.ours.drop(journal.sink, ["a"]) == 0
 
     def test_attempts_are_buried_with_their_record(self, journal: JournalUnderTest) -> None:
@@ -563,7 +602,7 @@ class JournalConformance:
         for record in journal.claim(limit=2000):
             journal.bury(record)
 
-        assert journal.ours.exhume(journal.sink, keys) == len(keys)
+        assert journal.ours.exhume(journal.sink, keys) == Exhumed(len(keys))
         assert names(journal.claim(limit=2000)) == keys
 
     def test_what_was_dropped_is_gone_for_good(self, journal: JournalUnderTest) -> None:
@@ -572,7 +611,7 @@ class JournalConformance:
         assert journal.theirs.drop(journal.sink, ["a", "unknown"]) == 1
         assert journal.theirs.drop(journal.sink, []) == 0
         assert journal.buried() == ["b"]
-        assert journal.ours.exhume(journal.sink, ["a"]) == 0
+        assert journal.ours.exhume(journal.sink, ["a"]) == Exhumed(0)
         assert journal.claim() == []
 
     # -- what was computed before it is written -----------------------------------------------------------------------
@@ -656,6 +695,155 @@ class JournalConformance:
         assert journal.theirs.stands(journal.sink, written) == [False, False, True]
         assert journal.theirs.stands(journal.sink, []) == []
 
+    # -- what the sink has taken --------------------------------------------------------------------------------------
+
+    def test_a_write_that_began_before_one_that_was_taken_is_overtaken(self, journal: JournalUnderTest) -> None:
+        _, begun = journal.ours.begin(journal.sink, "a")
+        _, begun_there = journal.theirs.begin(journal.sink, "b")
+        journal.write("a", "b")
+        journal.acknowledge(journal.claim())
+
+        given = journal.ours.write(journal.sink, [("a", b"older"), ("c", b"1")], 1, sequences=[begun, begun])
+        assert given == [begun, begun]
+        given = journal.theirs.write(journal.sink, [("b", b"older")], 1, sequences=[begun_there], yields=True)
+        assert given == [begun_there]
+        assert names(journal.claim()) == ["c"]
+
+    def test_so_it_is_when_the_newer_one_was_written_again_meanwhile(self, journal: JournalUnderTest) -> None:
+        journal.write("a")
+        claimed = journal.claim()
+        _, begun = journal.ours.begin(journal.sink, "a")
+        journal.write("a")
+        journal.acknowledge(claimed)
+        journal.acknowledge(journal.claim())
+
+        journal.ours.write(journal.sink, [("a", b"older")], PLENTY, sequences=[begun])
+        assert journal.backlog().pending == 0
+
+    def test_what_begins_after_one_that_was_taken_is_taken(self, journal: JournalUnderTest) -> None:
+        journal.write("a")
+        claimed = journal.claim()
+        _, begun = journal.ours.begin(journal.sink, "a")
+        journal.acknowledge(claimed)
+        journal.ours.write(journal.sink, [("a", b"newer")], PLENTY, sequences=[begun])
+
+        assert [(each.sequence, each.body) for each in journal.claim()] == [(begun, b"newer")]
+
+    def test_who_has_lost_a_claim_has_its_sink_remembered(self, journal: JournalUnderTest) -> None:
+        _, begun = journal.ours.begin(journal.sink, "a")
+        [taken] = journal.write("a")
+        lost = journal.claim(seconds=SHORT)
+        journal.advance(SHORT * 1.5)
+        journal.claim_there()
+        journal.acknowledge(lost)
+
+        assert journal.theirs.overtaken(journal.sink, [("a", begun), ("a", taken)]) == [True, True]
+
+    def test_what_was_taken_is_known_by_key_and_sequence(self, journal: JournalUnderTest) -> None:
+        [first, _] = journal.write("a", "b")
+        [last] = journal.write("a")
+        journal.acknowledge(journal.claim(key="a"))
+        asked = [("a", first), ("a", last), ("a", last + 1), ("b", first), ("c", first)]
+
+        assert journal.theirs.overtaken(journal.sink, asked) == [True, True, False, False, False]
+        assert journal.theirs.overtaken(journal.sink, []) == []
+
+    def test_of_two_that_were_taken_the_higher_sequence_is_remembered(self, journal: JournalUnderTest) -> None:
+        sequence = journal.ours.sequence(journal.sink)
+        journal.ours.note(journal.sink, [("a", sequence)])
+        journal.theirs.note(journal.sink, [("a", sequence - 1)])
+
+        assert journal.ours.overtaken(journal.sink, [("a", sequence)]) == [True]
+
+    def test_what_was_taken_is_remembered_for_an_hour_after_its_write(self, journal: JournalUnderTest) -> None:
+        [now] = journal.write("now")
+        old = now - int((REMEMBERED_SECONDS + 60) * 1e6)
+        journal.ours.write(journal.sink, [("old", b"")], PLENTY, sequences=[old])
+        journal.ours.note(journal.sink, [("noted", old)])
+        journal.acknowledge(journal.claim())
+        journal.write("next")
+        journal.acknowledge(journal.claim())
+
+        asked = [("now", now), ("old", old), ("noted", old)]
+        assert journal.ours.overtaken(journal.sink, asked) == [True, False, False]
+
+    def test_what_went_past_the_journal_is_remembered_and_ends_an_older_record(self, journal: JournalUnderTest) -> None:
+        _, begun = journal.ours.begin(journal.sink, "a")
+        journal.write("a", "b", "c")
+        journal.give_back(journal.claim(key="a"), failed=True)
+        claimed = journal.claim(key="b")
+        past = journal.ours.sequence(journal.sink)
+        [later] = journal.write("c")
+        journal.theirs.note(journal.sink, [("a", past), ("b", past), ("c", past)])
+
+        assert journal.look("a") is None
+        assert journal.acknowledge(claimed) == 0
+        journal.ours.write(journal.sink, [("a", b"older")], PLENTY, sequences=[begun])
+        assert journal.claim() == [Record("c", later, b"body")]
+        assert journal.backlog().pending == 1
+        journal.write("a")
+        assert [each.attempts for each in journal.claim()] == [0]
+
+    def test_what_went_past_the_journal_though_it_is_there_is_there_no_more(self, journal: JournalUnderTest) -> None:
+        journal.ours.note(journal.sink, list(zip("ab", journal.write("a", "b"), strict=True)))
+
+        assert journal.backlog() == Backlog(0, None, 0)
+        assert journal.claim() == []
+
+    def test_later_sequences_are_above_what_went_past_the_journal(self, journal: JournalUnderTest) -> None:
+        ahead = int(journal.now() * 1e6) + 60_000_000
+        journal.ours.note(journal.sink, [("a", ahead)])
+
+        assert journal.write("a") == [ahead + 1]
+        journal.ours.note(journal.sink, [("a", ahead)])
+        assert journal.ours.sequence(journal.sink) == ahead + 2
+
+    def test_what_a_taken_write_has_overtaken_does_not_come_back_from_the_dead_letter(
+        self, journal: JournalUnderTest
+    ) -> None:
+        journal.dead("a", "b", "c", "d")
+        journal.write("a")
+        journal.acknowledge(journal.claim())
+        journal.ours.note(journal.sink, [("b", journal.ours.sequence(journal.sink))])
+        journal.write("c")
+
+        assert journal.theirs.exhume(journal.sink, ["a", "b", "c", "d", "e"]) == Exhumed(1, overtaken=3)
+        assert journal.buried() == []
+        assert names(journal.claim()) == ["c", "d"]
+
+    def test_nor_if_that_is_longer_ago_than_what_was_taken_is_remembered(self, journal: JournalUnderTest) -> None:
+        now = journal.ours.sequence(journal.sink)
+        old = now - int((REMEMBERED_SECONDS + 60) * 1e6)
+        for sequence in (old, old + 1):
+            journal.ours.write(journal.sink, [("a", b""), ("b", b""), ("c", b"")], PLENTY, sequences=[sequence] * 3)
+            claimed = journal.claim()
+            if sequence == old:
+                assert [journal.bury(each) for each in claimed] == [True, True, True]
+            else:
+                journal.acknowledge(claimed[:2])
+                journal.ours.note(journal.sink, [("c", sequence)])
+        journal.write("next")
+        journal.acknowledge(journal.claim())
+        journal.ours.drop(journal.sink, ["b"])
+        journal.ours.write(journal.sink, [("b", b"")], PLENTY, sequences=[old])
+        [record] = journal.claim()
+        journal.bury(record)
+
+        assert journal.ours.overtaken(journal.sink, [("a", old), ("c", old)]) == [False, False]
+        assert journal.ours.exhume(journal.sink, ["a", "b", "c"]) == Exhumed(1, overtaken=2)
+
+    def test_what_was_taken_before_it_was_written_does_not_keep_it_in_the_dead_letter(
+        self, journal: JournalUnderTest
+    ) -> None:
+        journal.write("a")
+        journal.acknowledge(journal.claim())
+        journal.dead("a")
+        journal.write("a")
+        journal.acknowledge(journal.claim())
+        journal.dead("a")
+
+        assert journal.ours.exhume(journal.sink, ["a"]) == Exhumed(1)
+
     # -- the backlog --------------------------------------------------------------------------------------------------
 
     def test_the_backlog_counts_what_is_claimed_and_what_waits_out_a_delay(self, journal: JournalUnderTest) -> None:
@@ -687,6 +875,20 @@ class JournalConformance:
             journal.acknowledge(claimed)
 
             assert abs(_oldest(journal) - journal.now()) < 0.1
+
+    # -- flushes on their way -----------------------------------------------------------------------------------------
+
+    def test_one_flush_is_on_its_way_until_it_has_arrived_or_its_time_is_over(self, journal: JournalUnderTest) -> None:
+        journal.ours.arrived()
+
+        assert journal.ours.announce(LONG) is True
+        assert journal.theirs.announce(LONG) is False
+        journal.theirs.arrived()
+        assert journal.theirs.announce(SHORT) is True
+        assert journal.ours.announce(LONG) is False
+        journal.advance(SHORT * 1.5)
+        assert journal.ours.announce(LONG) is True
+        journal.ours.arrived()
 
     def test_nothing_is_known_against_a_server_that_keeps_what_it_has(self, journal: JournalUnderTest) -> None:
         assert journal.ours.unsafe() is None
