@@ -86,7 +86,8 @@ def _remarks(registry: Registry, uses: tuple[TagUse, ...], counts: dict[str, int
     if never and counts is not None:
         lines.append(f"Never invalidated, as far as was counted: {', '.join(never)}.")
     if unused := sorted({pattern for _, pattern in registry.unused()}):
-        lines.append(f"Invalidated, and no task here depends on it: {', '.join(unused)}.")
+        depends = "declares that it depends" if registry.computed() else "depends"
+        lines.append(f"Invalidated, and no task here {depends} on it: {', '.join(unused)}.")
     if counts is None:
         lines.append("Redis cannot be reached: how often they were invalidated is not known.")
     return lines
