@@ -22,6 +22,9 @@ NAMED: Final = 3
 COMPUTES: Final = 10
 """Computes of a task from which their mean is believed."""
 
+KNOWN: Final = 10
+"""Misses of known keys from which the others are taken to be of such keys in the same parts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reason:
@@ -83,9 +86,10 @@ def _of_misses(seen: Interval) -> Iterator[Reason]:
 
 
 def _parted(tally: Tally) -> _Heaps:
-    """One heap after the other takes of what is left of the misses whose keys are known."""
-    heaps = _Heaps(distinct_keys=tally.first_misses)
-    left = max(tally.repeated_misses, tally.outdated)
+    """One heap after the other takes of what is left of the misses whose keys are known, or taken as those that are."""
+    first, repeated = _first_and_repeated(tally)
+    heaps = _Heaps(distinct_keys=first)
+    left = max(repeated, min(tally.outdated, tally.misses - first))
     heaps.invalidated = min(tally.outdated + tally.invalidations, left)
     left -= heaps.invalidated
     heaps.unreachable = min(tally.failed_open, left)
@@ -93,6 +97,15 @@ def _parted(tally: Tally) -> _Heaps:
     heaps.not_stored = min(max(tally.misses - tally.stores, 0), left)
     heaps.ttl = left - heaps.not_stored
     return heaps
+
+
+def _first_and_repeated(tally: Tally) -> tuple[int, int]:
+    """Of all misses, as they are among those whose keys are known; of few keys no more than that."""
+    known = tally.first_misses + tally.repeated_misses
+    if known < KNOWN:
+        return min(tally.first_misses, tally.misses), min(tally.repeated_misses, tally.misses)
+    first = round(tally.misses * tally.first_misses / known)
+    return first, tally.misses - first
 
 
 def _part_evicted(heaps: Mapping[str, _Heaps], evicted: int) -> None:

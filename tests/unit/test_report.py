@@ -231,6 +231,16 @@ def test_too_many_distinct_keys() -> None:
     assert "95 of 100 misses (a) were of keys that nobody had asked for within a day" in line(made)
 
 
+@pytest.mark.parametrize(
+    ("first", "repeated", "calls"),
+    [(500, 0, {"distinct_keys": 6000}), (300, 100, {"distinct_keys": 4500, "ttl": 1500}), (9, 0, {})],
+)
+def test_the_misses_whose_keys_are_known_stand_for_all(first: int, repeated: int, calls: dict[str, int]) -> None:
+    made = told(a=missed(6000, first_misses=first, repeated_misses=repeated))
+
+    assert {reason.name: reason.calls for reason in made.reasons} == calls
+
+
 def test_invalidated_too_often_and_by_which_tags() -> None:
     before = Moment(0.0, Sums({}, {}, {}, {"user:*": 10}))
     tasks: dict[str, Numbers] = {"a": missed(100, outdated=90, repeated_misses=95), "b": missed(10, outdated=2)}
