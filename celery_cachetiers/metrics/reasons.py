@@ -22,6 +22,8 @@ NAMED: Final = 3
 COMPUTES: Final = 10
 """Computes of a task from which their mean is believed."""
 
+BY_KEY: Final = "@key:*"
+"""The pattern of invalidations by key."""
 KNOWN: Final = 10
 """Misses of known keys from which the others are taken to be of such keys in the same parts."""
 
@@ -76,6 +78,7 @@ def reasons(seen: Interval, round_trip: float | None = None) -> tuple[Reason, ..
 def _of_misses(seen: Interval) -> Iterator[Reason]:
     misses = seen.counted.total.misses
     heaps = {task: _parted(tally) for task, tally in seen.counted.tasks.items()}
+    _part_by_key(heaps, _removed_by_key(seen))
     evicted = seen.traffic.evicted_keys if seen.traffic is not None else 0
     _part_evicted(heaps, evicted)
     for name, tell in _TELL.items():
@@ -106,6 +109,23 @@ def _first_and_repeated(tally: Tally) -> tuple[int, int]:
         return min(tally.first_misses, tally.misses), min(tally.repeated_misses, tally.misses)
     first = round(tally.misses * tally.first_misses / known)
     return first, tally.misses - first
+
+
+def _removed_by_key(seen: Interval) -> int:
+    """Invalidations of a key alone (`CacheTiers.invalidate_key`): all of keys without those that a task has counted."""
+    by_pattern = seen.counted.invalidated
+    counted = seen.counted.total.invalidations - sum(count for name, count in by_pattern.items() if task_of(name))
+    return max(by_pattern.get(BY_KEY, 0) - max(counted, 0), 0)
+
+
+def _part_by_key(heaps: Mapping[str, _Heaps], keys: int) -> None:
+    """Of entries that are gone, so many at most were removed by key; of which task, nobody knows: all tasks' alike."""
+    gone = sum(heap.ttl for heap in heaps.values())
+    share = min(keys / gone, 1.0) if gone else 0.0
+    for heap in heaps.values():
+        removed = round(heap.ttl * share)
+        heap.invalidated += removed
+        heap.ttl -= removed
 
 
 def _part_evicted(heaps: Mapping[str, _Heaps], evicted: int) -> None:

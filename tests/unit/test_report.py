@@ -260,6 +260,24 @@ def test_entries_that_were_removed_one_by_one_are_invalidated_too() -> None:
     assert "had been invalidated. Invalidate less" in reason.text
 
 
+@pytest.mark.parametrize(
+    ("invalidated", "of_task", "calls"),
+    [
+        ({"@key:*": 150}, 0, {"invalidated": 100}),
+        ({"@key:*": 40}, 0, {"invalidated": 40, "ttl": 60}),
+        ({"@key:*": 40, "@task:a": 3}, 43, {"invalidated": 43, "ttl": 57}),
+        ({"user:*": 40}, 0, {"ttl": 100}),
+    ],
+)
+def test_entries_that_were_removed_by_key_are_invalidated_too_and_count_once(
+    invalidated: Numbers, of_task: int, calls: dict[str, int]
+) -> None:
+    tasks = {"a": missed(100, repeated_misses=100, invalidations=of_task)}
+    made = report(NOTHING, Moment(60.0, Sums(tasks, {}, invalidated)), 0.9)
+
+    assert {reason.name: reason.calls for reason in made.reasons} == calls
+
+
 def test_a_ttl_that_is_too_short() -> None:
     [reason] = told(a=missed(100, first_misses=5, repeated_misses=95, outdated=5)).reasons
 
