@@ -1,6 +1,6 @@
 """Why calls miss, told from the counters of an interval: pure functions of numbers.
 
-Misses are parted, each into one heap: keys that had not been asked for within a day; entries that an invalidation has
+Misses are parted, each into one heap: keys that had not missed for a day; entries that an invalidation has
 ended; entries that were removed one by one; calls that ran without Redis; computes that left nothing stored; entries
 that Redis has evicted; and the rest, whose time was over. A heap is told of when it is a tenth of the misses.
 """
@@ -151,8 +151,9 @@ def _told(reason: Reason, text: str, numbers: Mapping[str, float] | None = None)
 
 def _distinct_keys(reason: Reason, seen: Interval) -> Reason:
     text = (
-        f"{_misses(reason)} were of keys that nobody had asked for within a day. A cache that has just begun fills "
-        "like this; else the arguments are too many: leave those out of the key that do not matter (ignore=, key=)"
+        f"About {_misses(reason)} were of keys that had not missed for a day, as far as a sample of the keys tells. A "
+        "cache that has just begun fills like this; else the arguments are too many: leave those out of the key that do "
+        "not matter (ignore=, key=)"
     )
     return _told(reason, text)
 
