@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
+from zlib import crc32
 
 Numbers = Mapping[str, int | float]
 """Counters by name: counts are whole numbers, seconds are not."""
@@ -14,6 +15,15 @@ HotKey = tuple[str, str]
 
 HALF: Final = 60.0
 """Seconds after which a call to a hot key counts half."""
+
+
+def rank(key: str) -> int:
+    """How many halvings a key outlasts: half of all keys one, half of these another one, and the same ones everywhere.
+
+    >>> [rank(key) for key in ("a", "b", "c", "d", "e", "f", "g", "h")]
+    [0, 1, 5, 0, 0, 1, 7, 0]
+    """
+    return 32 - crc32(key.encode()).bit_length()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +37,9 @@ class Merge:
         process: The same for what belongs to no task.
         invalidated: Invalidations by pattern of the tag.
         outdated: Misses that an invalidation has made, by pattern of the tag.
-        missed: Task and key of misses, of which the place of sums makes ``first_misses`` and ``repeated_misses``.
+        missed: Misses by task and key, of which the place of sums makes ``first_misses`` and ``repeated_misses``: of
+            all keys that have missed, those whose `rank` is at least ``halvings``.
+        halvings: How often the keys were too many, and half of them were left out.
         hot: Calls by key, of those keys that were asked for most.
     """
 
@@ -37,7 +49,8 @@ class Merge:
     process: Numbers = field(default_factory=dict)
     invalidated: Mapping[str, int] = field(default_factory=dict)
     outdated: Mapping[str, int] = field(default_factory=dict)
-    missed: Sequence[tuple[str, str]] = ()
+    missed: Mapping[HotKey, int] = field(default_factory=dict)
+    halvings: int = 0
     hot: Mapping[HotKey, int] = field(default_factory=dict)
 
 
@@ -52,7 +65,11 @@ class Sums:
 
 
 class StatsStore(Protocol):
-    """Adds up."""
+    """Adds up.
+
+    Whether a key is new is told of those alone that every merge would have had, of the last day at least: whose `rank`
+    is at least the most ``halvings`` of them all. They stand for the other misses of their task in their merge.
+    """
 
     def add(self, merge: Merge) -> bool:
         """Adds what a process has counted; false if this merge was added before.

@@ -133,7 +133,8 @@ class Merger:
 
     def _changes(self) -> tuple[Merge, _Seen] | None:
         """What was counted since the last merge, and what it is counted from next time."""
-        before, missed = self._merged, self._counters.take_missed()  # first: what is in it is counted below
+        before = self._merged
+        missed, halvings = self._counters.take_missed()  # first: what is in it is counted below
         tasks = {task: _row(tally) for task, tally in self._counters.snapshot().items()}
         now = _Seen(tasks, _row(self._counters.process), self._counters.invalidated(), self._counters.outdated())
         changed = {task: _less(row, before.tasks.get(task, {})) for task, row in now.tasks.items()}
@@ -144,7 +145,7 @@ class Merger:
             return None
         self._number += 1
         names = cast("tuple[Mapping[str, int], Mapping[str, int]]", (invalidated, outdated))
-        merge = Merge(self._source, self._number, changed, process, *names, missed, self._hot())
+        merge = Merge(self._source, self._number, changed, process, *names, missed, halvings, self._hot())
         return merge, now
 
     def _run(self, over: threading.Event, due: threading.Event) -> None:

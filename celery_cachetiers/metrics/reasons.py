@@ -1,6 +1,6 @@
 """Why calls miss, told from the counters of an interval: pure functions of numbers.
 
-Misses are parted, each into one heap: keys that had not been asked for within a day; entries that an invalidation has
+Misses are parted, each into one heap: keys that had not missed for a day; entries that an invalidation has
 ended; entries that were removed one by one; calls that ran without Redis; computes that left nothing stored; entries
 that Redis has evicted; and the rest, whose time was over. A heap is told of when it is a tenth of the misses.
 """
@@ -21,6 +21,11 @@ NAMED: Final = 3
 """Tasks and tags that are named, the most affected first."""
 COMPUTES: Final = 10
 """Computes of a task from which their mean is believed."""
+
+BY_KEY: Final = "@key:*"
+"""The pattern of invalidations by key."""
+KNOWN: Final = 10
+"""Misses of known keys from which the others are taken to be of such keys in the same parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,7 @@ def reasons(seen: Interval, round_trip: float | None = None) -> tuple[Reason, ..
 def _of_misses(seen: Interval) -> Iterator[Reason]:
     misses = seen.counted.total.misses
     heaps = {task: _parted(tally) for task, tally in seen.counted.tasks.items()}
+    _part_by_key(heaps, _removed_by_key(seen))
     evicted = seen.traffic.evicted_keys if seen.traffic is not None else 0
     _part_evicted(heaps, evicted)
     for name, tell in _TELL.items():
@@ -83,9 +89,10 @@ def _of_misses(seen: Interval) -> Iterator[Reason]:
 
 
 def _parted(tally: Tally) -> _Heaps:
-    """One heap after the other takes of what is left of the misses whose keys are known."""
-    heaps = _Heaps(distinct_keys=tally.first_misses)
-    left = max(tally.repeated_misses, tally.outdated)
+    """One heap after the other takes of what is left of the misses whose keys are known, or taken as those that are."""
+    first, repeated = _first_and_repeated(tally)
+    heaps = _Heaps(distinct_keys=first)
+    left = max(repeated, min(tally.outdated, tally.misses - first))
     heaps.invalidated = min(tally.outdated + tally.invalidations, left)
     left -= heaps.invalidated
     heaps.unreachable = min(tally.failed_open, left)
@@ -93,6 +100,32 @@ def _parted(tally: Tally) -> _Heaps:
     heaps.not_stored = min(max(tally.misses - tally.stores, 0), left)
     heaps.ttl = left - heaps.not_stored
     return heaps
+
+
+def _first_and_repeated(tally: Tally) -> tuple[int, int]:
+    """Of all misses, as they are among those whose keys are known; of few keys no more than that."""
+    known = tally.first_misses + tally.repeated_misses
+    if known < KNOWN:
+        return min(tally.first_misses, tally.misses), min(tally.repeated_misses, tally.misses)
+    first = round(tally.misses * tally.first_misses / known)
+    return first, tally.misses - first
+
+
+def _removed_by_key(seen: Interval) -> int:
+    """Invalidations of a key alone (`CacheTiers.invalidate_key`): all of keys without those that a task has counted."""
+    by_pattern = seen.counted.invalidated
+    counted = seen.counted.total.invalidations - sum(count for name, count in by_pattern.items() if task_of(name))
+    return max(by_pattern.get(BY_KEY, 0) - max(counted, 0), 0)
+
+
+def _part_by_key(heaps: Mapping[str, _Heaps], keys: int) -> None:
+    """Of entries that are gone, so many at most were removed by key; of which task, nobody knows: all tasks' alike."""
+    gone = sum(heap.ttl for heap in heaps.values())
+    share = min(keys / gone, 1.0) if gone else 0.0
+    for heap in heaps.values():
+        removed = round(heap.ttl * share)
+        heap.invalidated += removed
+        heap.ttl -= removed
 
 
 def _part_evicted(heaps: Mapping[str, _Heaps], evicted: int) -> None:
@@ -118,8 +151,9 @@ def _told(reason: Reason, text: str, numbers: Mapping[str, float] | None = None)
 
 def _distinct_keys(reason: Reason, seen: Interval) -> Reason:
     text = (
-        f"{_misses(reason)} were of keys that nobody had asked for within a day. A cache that has just begun fills "
-        "like this; else the arguments are too many: leave those out of the key that do not matter (ignore=, key=)"
+        f"About {_misses(reason)} were of keys that had not missed for a day, as far as a sample of the keys tells. A "
+        "cache that has just begun fills like this; else the arguments are too many: leave those out of the key that do "
+        "not matter (ignore=, key=)"
     )
     return _told(reason, text)
 

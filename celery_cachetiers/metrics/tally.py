@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from celery_cachetiers.events import Event
+from celery_cachetiers.stats_port import HotKey, rank
 from celery_cachetiers.templates import task_of
 
 PATTERNS: Final = 1000
 """Patterns of invalidated tags that are told apart, in a process and in Redis; all others are `OTHERS`."""
 OTHERS: Final = "@others"
 MISSED: Final = 500
-"""Keys that a process remembers to have missed since its last merge; of more it is not known whether they are new."""
+"""Keys that a process remembers to have missed since its last merge; of more, half and half again are left out."""
 
 
 @dataclass(slots=True)
@@ -143,7 +144,8 @@ class Counters:
             tally.__init__()  # type: ignore[misc]  # in place, as others hold it
         self._patterns: dict[str, int] = {}
         self._outdated: dict[str, int] = {}
-        self._missed: list[tuple[str, str]] = []
+        self._missed: dict[HotKey, int] = {}
+        self._halvings = 0
         self._wants_first = True
 
     def start_anew(self) -> None:
@@ -174,11 +176,12 @@ class Counters:
         with self._lock:
             return dict(self._outdated)
 
-    def take_missed(self) -> list[tuple[str, str]]:
-        """Task and key of each miss since the last call, `MISSED` at most."""
+    def take_missed(self) -> tuple[dict[HotKey, int], int]:
+        """Misses since the last call by task and key, of `MISSED` keys at most, and how often half were left out."""
         with self._lock:
-            missed, self._missed = self._missed, []
-            return missed
+            taken = self._missed, self._halvings
+            self._missed, self._halvings = {}, 0
+            return taken
 
     def __call__(self, event: Event, task: str, details: dict[str, Any]) -> None:
         count = _COUNTS.get(event) if task else None
@@ -196,8 +199,11 @@ class Counters:
     def _note_miss(self, task: str, details: dict[str, Any]) -> None:
         """Under the lock."""
         key = details.get("key")
-        if key and self.notes_keys and len(self._missed) < MISSED:
-            self._missed.append((task, key))
+        if key and self.notes_keys and rank(key) >= self._halvings:
+            self._missed[task, key] = self._missed.get((task, key), 0) + 1
+            while len(self._missed) > MISSED:
+                self._halvings += 1
+                self._missed = {each: n for each, n in self._missed.items() if rank(each[1]) >= self._halvings}
         if details.get("outdated"):
             _count_pattern(self._outdated, details["outdated"])
 

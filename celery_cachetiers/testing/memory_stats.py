@@ -6,7 +6,7 @@ import threading
 from collections import defaultdict
 
 from celery_cachetiers.errors import TierUnavailable
-from celery_cachetiers.stats_port import HotKey, Merge, Numbers, Sums
+from celery_cachetiers.stats_port import HotKey, Merge, Numbers, Sums, rank
 
 
 class MemoryStats:
@@ -33,6 +33,7 @@ class MemoryStats:
         self._hot: dict[HotKey, float] = {}
         self._outdated: dict[str, int | float] = {}
         self._seen: set[str] = set()
+        self._halvings = 0
 
     def add(self, merge: Merge) -> bool:
         with self._lock:
@@ -49,12 +50,23 @@ class MemoryStats:
                 for hot, calls in merge.hot.items():
                     self._hot[hot] = self._hot.get(hot, 0.0) + calls
                 _add(self._outdated, merge.outdated)
-                for task, key in merge.missed:
-                    _add(self._tasks[task], {"repeated_misses" if key in self._seen else "first_misses": 1})
-                    self._seen.add(key)
+                self._tell_apart(merge)
             if self.deaf:
                 raise TierUnavailable("the answer is lost")
             return new
+
+    def _tell_apart(self, merge: Merge) -> None:
+        self._halvings = max(self._halvings, merge.halvings)
+        for task, numbers in merge.tasks.items():
+            known = {key: count for (of, key), count in merge.missed.items() if of == task}
+            known = {key: count for key, count in known.items() if rank(key) >= self._halvings}
+            new = known.keys() - self._seen
+            self._seen |= known.keys()
+            misses = int(numbers.get("misses", 0))
+            if known and misses:
+                first = int(misses * len(new) / sum(known.values()) + 0.5)
+                told = {"first_misses": first, "repeated_misses": misses - first}
+                _add(self._tasks[task], {name: count for name, count in told.items() if count})
 
     def read(self, task: str | None = None) -> Sums:
         with self._lock:

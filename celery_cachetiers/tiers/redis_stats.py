@@ -1,18 +1,19 @@
 """The sums of all processes' counters in Redis: one hash for each task, and what is kept beside them.
 
 Whether a key that has missed is a new one is told by a Bloom filter of two bits a key, which holds those of the last
-one to two days: new ones are taken for old ones now and then, by 3 % at its fullest.
+one to two days: new ones are taken for old ones now and then, by 3 % at its fullest. Behind its bits stands how often
+half of the keys were left out of a merge, at most: who came later and outlasts less may have missed unseen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
 from typing import Any, Final
 
 from celery_cachetiers.client import Argument, Command, RedisClient, Script
-from celery_cachetiers.stats_port import HALF, HotKey, Merge, Numbers, Sums
+from celery_cachetiers.stats_port import HALF, HotKey, Merge, Numbers, Sums, rank
 from celery_cachetiers.templates import escape_tag
 from celery_cachetiers.tiers.layout import Layout
 
@@ -30,7 +31,7 @@ HOTTEST: Final = 200
 """Keys that are kept as the hottest."""
 
 SEEN_BITS: Final = 2**22
-"""Bits of a filter: half a megabyte, and there are two."""
+"""Bits of a filter: half a megabyte, and there are two; the byte behind them is the most halvings."""
 SEEN_KEYS: Final = 400_000
 """New keys that a filter takes before the next one begins, a day old or not."""
 SEEN_FOR: Final = 86400.0
@@ -50,17 +51,17 @@ class RedisStats:
         self._client, self._layout = client, layout
 
     def add(self, merge: Merge) -> bool:
-        hashes, missed = list(_hashes(merge)), _bits_by_task(merge.missed)
+        hashes, missed = list(_hashes(merge)), _missed_by_task(merge.missed)
         names = (f"@merge:{merge.source}", _TASKS, _HOT, *_SEEN, *(name for name, _, _ in hashes))
         keys = [self._key(name) for name in names]
         args: list[Argument] = [merge.number, _ms(REMEMBERED), _ms(KEPT), FIELDS, OTHERS]
-        args += [_ms(COOLED), _ms(HALF), HOTTEST, _ms(SEEN_FOR), SEEN_KEYS, len(merge.hot)]
+        args += [_ms(COOLED), _ms(HALF), HOTTEST, _ms(SEEN_FOR), SEEN_KEYS, SEEN_BITS, merge.halvings, len(merge.hot)]
         for (task, digest), calls in merge.hot.items():
             args += [f"{digest}:{task}", calls]
         for _, task, numbers in hashes:
             args += [task, len(numbers), *(part for name, value in numbers.items() for part in (name, repr(value)))]
-            bits = missed.get(task, ())
-            args += [len(bits), *bits]
+            keys_of_task = missed.get(task, ())
+            args += [len(keys_of_task) // 4, *keys_of_task]
         command = _MERGE.command(keys, args)
         return bool(self._client.run(_MERGE, lambda _: command, must_try=True) == 1)
 
@@ -121,12 +122,12 @@ def _hot_key(member: bytes) -> HotKey:
     return task, digest
 
 
-def _bits_by_task(missed: Sequence[tuple[str, str]]) -> dict[str, list[int]]:
-    """The two bits of the filter that each key has, one after the other."""
+def _missed_by_task(missed: Mapping[HotKey, int]) -> dict[str, list[int]]:
+    """Four numbers for each key, one after the other: its two bits of the filter, its rank, how often it has missed."""
     found: dict[str, list[int]] = {}
-    for task, key in missed:
+    for (task, key), count in missed.items():
         hashed = int.from_bytes(blake2b(key.encode(), digest_size=8).digest())
-        found.setdefault(task, []).extend((hashed % SEEN_BITS, (hashed >> 32) % SEEN_BITS))
+        found.setdefault(task, []).extend((hashed % SEEN_BITS, (hashed >> 32) % SEEN_BITS, rank(key), count))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from celery_cachetiers.breaker import Breaker
 from celery_cachetiers.client import RedisClient
 from celery_cachetiers.clock import SystemClock
 from celery_cachetiers.errors import TierUnavailable
-from celery_cachetiers.stats_port import HALF, Merge
+from celery_cachetiers.stats_port import HALF, Merge, rank
 from celery_cachetiers.testing.conformance import StatsConformance, StatsUnderTest
 from celery_cachetiers.tiers.layout import Layout
 from celery_cachetiers.tiers.redis_stats import (
@@ -175,9 +176,10 @@ def test_a_foreign_key_in_place_of_the_hot_ones_hinders_no_counter(
 # ---- the filter that tells new keys from old ones --------------------------------------------------------------------
 
 
-def miss(here: RedisStats, number: int, *keys: str) -> tuple[float, float]:
+def miss(here: RedisStats, number: int, *keys: str, halvings: int = 0) -> tuple[float, float]:
     """First and repeated misses of all merges after one more."""
-    here.add(Merge("s", number, {"a": {"misses": len(keys)}}, missed=[("a", key) for key in keys]))
+    missed = Counter(("a", key) for key in keys if rank(key) >= halvings)
+    here.add(Merge("s", number, {"a": {"misses": len(keys)}}, missed=missed, halvings=halvings))
     found = here.read("a").tasks["a"]
     return found.get("first_misses", 0), found.get("repeated_misses", 0)
 
@@ -195,6 +197,21 @@ def test_a_filter_is_in_use_for_a_day_and_looked_at_for_another(
     assert 2 * SEEN_FOR - 10 < client.ttl(seen) <= 2 * SEEN_FOR
     client.unlink(before)
     assert miss(here, 3, "new", "old") == (2, 3)
+
+
+def test_halvings_are_forgotten_with_the_filters_that_were_filled_with_them(
+    here: RedisStats, client: redis.Redis, namespace: str
+) -> None:
+    low, high = (next(str(n) for n in range(99) if rank(str(n)) == wanted) for wanted in (1, 2))
+    seen = f"{namespace}:stats:@seen"
+    assert miss(here, 1, low, high, halvings=2) == (2, 0)
+    assert miss(here, 2, low, "other " + low) == (2, 0)  # nothing is known of these
+    for number in (3, 4):
+        client.expire(seen, int(SEEN_FOR) - 1)
+        assert miss(here, number, high) == (2, number - 2)
+    client.expire(seen, int(SEEN_FOR) - 1)
+
+    assert miss(here, 5, low) == (3, 2)
 
 
 def test_a_full_filter_gives_way_to_a_new_one(here: RedisStats, client: redis.Redis, namespace: str) -> None:

@@ -154,7 +154,7 @@ def test_a_miss_that_an_invalidation_has_made_counts_as_outdated_by_its_tag(here
 
     assert (here.tally.misses, here.tally.outdated) == (3, 1)
     assert here.counters.outdated() == {"group:*": 1}
-    assert here.counters.take_missed() == [("task", each.digest) for each in (one, one, other)]
+    assert here.counters.take_missed() == ({("task", one.digest): 2, ("task", other.digest): 1}, 0)
 
 
 # -- evictions --------------------------------------------------------------------------------------------------------

@@ -228,7 +228,20 @@ def test_too_many_distinct_keys() -> None:
 
     [reason] = made.reasons
     assert (reason.name, reason.calls, reason.of, reason.tasks) == ("distinct_keys", 95, 100, ("a",))
-    assert "95 of 100 misses (a) were of keys that nobody had asked for within a day" in line(made)
+    assert (
+        "About 95 of 100 misses (a) were of keys that had not missed for a day, as far as a sample of the keys tells"
+        in line(made)
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "repeated", "calls"),
+    [(500, 0, {"distinct_keys": 6000}), (300, 100, {"distinct_keys": 4500, "ttl": 1500}), (9, 0, {})],
+)
+def test_the_misses_whose_keys_are_known_stand_for_all(first: int, repeated: int, calls: dict[str, int]) -> None:
+    made = told(a=missed(6000, first_misses=first, repeated_misses=repeated))
+
+    assert {reason.name: reason.calls for reason in made.reasons} == calls
 
 
 def test_invalidated_too_often_and_by_which_tags() -> None:
@@ -248,6 +261,24 @@ def test_entries_that_were_removed_one_by_one_are_invalidated_too() -> None:
 
     assert (reason.name, reason.calls) == ("invalidated", 100)
     assert "had been invalidated. Invalidate less" in reason.text
+
+
+@pytest.mark.parametrize(
+    ("invalidated", "of_task", "calls"),
+    [
+        ({"@key:*": 150}, 0, {"invalidated": 100}),
+        ({"@key:*": 40}, 0, {"invalidated": 40, "ttl": 60}),
+        ({"@key:*": 40, "@task:a": 3}, 43, {"invalidated": 43, "ttl": 57}),
+        ({"user:*": 40}, 0, {"ttl": 100}),
+    ],
+)
+def test_entries_that_were_removed_by_key_are_invalidated_too_and_count_once(
+    invalidated: Numbers, of_task: int, calls: dict[str, int]
+) -> None:
+    tasks = {"a": missed(100, repeated_misses=100, invalidations=of_task)}
+    made = report(NOTHING, Moment(60.0, Sums(tasks, {}, invalidated)), 0.9)
+
+    assert {reason.name: reason.calls for reason in made.reasons} == calls
 
 
 def test_a_ttl_that_is_too_short() -> None:

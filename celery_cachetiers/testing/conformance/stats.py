@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Barrier, Thread
 
-from celery_cachetiers.stats_port import Merge, Numbers, StatsStore
+from celery_cachetiers.stats_port import Merge, Numbers, StatsStore, rank
 
 
 @dataclass
@@ -55,15 +55,27 @@ class StatsConformance:
 
     def test_misses_of_a_key_that_has_missed_before_are_told_apart(self, stats: StatsUnderTest) -> None:
         one, two, three = (os.urandom(16).hex() for _ in range(3))
-        merge = Merge(stats.source, 1, {"a": {"misses": 3}}, missed=[("a", one), ("a", two), ("a", one)])
+        merge = Merge(stats.source, 1, {"a": {"misses": 3}}, missed={("a", one): 2, ("a", two): 1})
         assert [stats.ours.add(merge), stats.ours.add(merge)] == [True, False]
         changes: dict[str, Numbers] = {"a": {"misses": 1}, "b": {"misses": 1}}
-        stats.theirs.add(Merge("other", 1, changes, missed=[("b", three), ("a", two)]))
+        stats.theirs.add(Merge("other", 1, changes, missed={("b", three): 1, ("a", two): 1}))
 
         assert stats.tasks() == {
             "a": {"misses": 4, "first_misses": 2, "repeated_misses": 2},
             "b": {"misses": 1, "first_misses": 1},
         }
+
+    def test_of_keys_of_which_a_merge_leaves_some_out_the_others_stand_for_all(self, stats: StatsUnderTest) -> None:
+        keys = [os.urandom(16).hex() for _ in range(1000)]
+
+        def miss(number: int, some: list[str], halvings: int) -> dict[str, int | float]:
+            missed = {("a", key): 1 for key in some if rank(key) >= halvings}
+            stats.ours.add(Merge(stats.source, number, {"a": {"misses": len(some)}}, missed=missed, halvings=halvings))
+            return {name: stats.tasks()["a"].get(name, 0) for name in ("first_misses", "repeated_misses")}
+
+        assert miss(1, keys, 2) == {"first_misses": 1000, "repeated_misses": 0}
+        assert miss(2, keys[:400], 0) == {"first_misses": 1000, "repeated_misses": 400}
+        assert miss(3, [os.urandom(16).hex() for _ in range(400)], 0)["first_misses"] == 1400
 
     def test_misses_that_invalidations_have_made_are_added_up_by_tag(self, stats: StatsUnderTest) -> None:
         stats.ours.add(Merge(stats.source, 1, outdated={"user:*": 2}))
