@@ -103,7 +103,7 @@ def _screen(tiers: CacheTiers, interval: float, stack: ExitStack, *, live: bool)
         if screen is None:
             click.echo("\n".join(dashboard.lines(history, trouble)))
         else:
-            screen.update(dashboard.drawn(history, trouble), refresh=True)
+            screen.update(dashboard.drawn(history, trouble, *screen.console.size), refresh=True)
 
     return show
 
