@@ -123,6 +123,19 @@ def test_each_call_is_in_one_column_and_the_last_row_adds_them_up(app: Celery, w
     assert "The cache's own hit ratio is 25.0 %." in done.output
 
 
+def test_what_has_gone_wrong_has_a_column_where_it_has(app: Celery, work: Any, run: Run) -> None:
+    work(1)
+    before = run("stats").output
+    for _ in range(3):
+        work(object())
+    lines = run("stats").output.splitlines()
+
+    assert not any(title in before for title in ("uncacheable", "failed open", "refused", "unusable"))
+    assert lines[0].endswith("  mean wait  uncacheable")
+    assert lines[1].split()[0] == "shop.work"
+    assert lines[1].split()[-1] == "3"
+
+
 def test_one_task_is_told_alone(app: Celery, work: Any, run: Run) -> None:
     @app.task(base=CachedTask, name="shop.idle")
     def idle() -> None: ...
