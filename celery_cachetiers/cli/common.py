@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 
 from celery_cachetiers.app import CacheTiers
+from celery_cachetiers.client import was_answered
 from celery_cachetiers.errors import ConfigurationError, TierUnavailable
 
 LEFT: Final = 1
@@ -51,7 +52,12 @@ def extension(ctx: click.Context) -> Iterator[CacheTiers]:
     except ConfigurationError as error:
         raise Refused(str(error)) from error
     except TierUnavailable as error:
-        raise Failed(f"Redis cannot be reached: {error}") from error
+        raise Failed(trouble_of(error)) from error
+
+
+def trouble_of(error: TierUnavailable) -> str:
+    """Whether Redis was not reached, or has answered that it will not, and what it said."""
+    return f"Redis has refused: {error}" if was_answered(error) else f"Redis cannot be reached: {error}"
 
 
 def print_json(value: object) -> None:

@@ -192,6 +192,20 @@ def test_a_server_that_is_not_reached_has_not_refused(app: Celery, redis_proxy: 
         server_of(CacheTiers(app))
 
 
+def test_a_server_that_refuses_a_command_was_reached(namespace: str, redis_factory: RedisServers) -> None:
+    server = redis_factory()
+    with server.client() as client:
+        client.execute_command("ACL SETUSER limited on >secret ~* &* +@all -hgetall")
+    with closing(cached_app(namespace, server.url().replace("redis://", "redis://limited:secret@"))) as app:
+        done, tags = running(app)("stats"), running(app)("tags")
+
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: Redis has refused: ")
+    assert "hgetall" in done.output
+    assert "Redis has refused: " in tags.output
+    assert "cannot be reached" not in done.output + tags.output
+
+
 def test_a_server_that_refuses_info_is_no_failure(
     namespace: str, redis_factory: RedisServers, monkeypatch: Any
 ) -> None:
