@@ -240,6 +240,24 @@ def test_without_redis_stats_says_where_the_counters_are(namespace: str) -> None
         assert running(app)("clear", "--yes").exit_code == 2
 
 
+def test_without_redis_nothing_is_said_to_be_none_that_cannot_be_known(namespace: str) -> None:
+    with closing(cached_app(namespace, result_backend=None)) as app:
+
+        @app.task(base=CachedTask, name="shop.tagged", tags=["user:{number}"])
+        def tagged(number: int) -> int:
+            return number
+
+        CacheTiers(app).invalidate_tag("user:1")
+        report, letters, tags = (running(app)(*words) for words in (("report",), ("dead-letter", "list"), ("tags",)))
+
+    assert report.exit_code == 2
+    assert "the app has no Redis, and only Redis keeps reports" in report.output
+    assert letters.output == "The app has no sinks.\n"
+    assert tags.output.splitlines()[1].split()[0] == "user:{}"
+    assert tags.output.splitlines()[1].split()[-1] == "?"
+    assert "The app has no Redis" in tags.output
+
+
 def test_the_breaker_of_this_process_stands_beside_its_gauges(
     app: Celery, work: Any, redis_proxy: RedisProxy, redis_server: RedisServer
 ) -> None:
