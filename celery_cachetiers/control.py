@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from celery import bootsteps
 from celery.worker.control import control_command, inspect_command
 
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.errors import TierUnavailable
+from celery_cachetiers.known import complaint
 from celery_cachetiers.metrics.totals import Totals, added_up, totals_of
 from celery_cachetiers.roll_call import CLEAR, TELL, clear, tell
 from celery_cachetiers.stats_port import Sums
+
+_IN_THE_SUMS: Final = ("first_misses", "repeated_misses")
+"""What no process can tell of itself: it is known where the sums are."""
 
 
 class RemoteControl(bootsteps.StartStopStep):
@@ -27,14 +31,20 @@ class RemoteControl(bootsteps.StartStopStep):
 
 @inspect_command(args=[("task", str)], signature="[TASK]")
 def cache_stats(state: Any, task: str | None = None, **_: object) -> dict[str, Any]:
-    """What the processes of this worker have counted since they began."""
+    """What the processes of this worker have counted since they began; of one task alone, if it is named."""
     tiers = CacheTiers(state.app)
     answers, silent = _asked(state, tiers, TELL)
     answers = [tell(tiers), *answers]
     totals = added_up(map(_totals, answers))
     if task is not None:
+        if wrong := complaint(tiers.app, task, totals.tasks):
+            return {"error": wrong}
         totals = Totals({name: row for name, row in totals.tasks.items() if name == task}, totals.process, {})
-    return {**totals.as_dict(), "processes": list(map(_brief, answers)), "silent": silent}
+    found = totals.as_dict()
+    for row in (found["total"], *found["tasks"].values()):
+        for name in _IN_THE_SUMS:
+            del row[name]
+    return {**found, "processes": [_brief(answer, task) for answer in answers], "silent": silent}
 
 
 @control_command()
@@ -66,8 +76,9 @@ def _totals(answer: Mapping[str, Any]) -> Totals:
     return totals_of(Sums(answer["tasks"], answer["process"], answer["invalidated"], answer.get("outdated", {})))
 
 
-def _brief(answer: Mapping[str, Any]) -> dict[str, Any]:
-    counted = {name: answer["total"][name] for name in ("hits", "coalesced", "misses", "computes")}
+def _brief(answer: Mapping[str, Any], task: str | None) -> dict[str, Any]:
+    row = answer["total"] if task is None else answer["tasks"].get(task, {})
+    counted = {name: row.get(name, 0) for name in ("hits", "coalesced", "misses", "computes")}
     return {"pid": answer["pid"], "main": answer["pid"] == os.getpid(), **counted, **answer["here"]}
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.cli.common import Refused
-from celery_cachetiers.task import CachedTaskMixin
+from celery_cachetiers.known import complaint
 
 
 def _json_of(kind: type, example: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:
@@ -40,18 +39,6 @@ def a_call(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def task_named(tiers: CacheTiers, name: str) -> Any:
     """The cached task of a name. Raises `Refused`, with those that it was probably meant to be."""
-    task = tiers.app.tasks.get(name)
-    if isinstance(task, CachedTaskMixin):
-        return task
-    if task is not None:
-        raise Refused(f"{name} is not a cached task: it has no base=CachedTask")
-    known = [each for each, task in tiers.app.tasks.items() if isinstance(task, CachedTaskMixin)]
-    raise Refused(f"there is no task {name!r}{_meant(name, known)}")
-
-
-def _meant(name: str, known: Iterable[str]) -> str:
-    """The names that are close, also by their last part alone."""
-    known = sorted(known)
-    tails = [each for each in known if each.rpartition(".")[2] == name.rpartition(".")[2]]
-    close = list(dict.fromkeys([*tails, *difflib.get_close_matches(name, known)]))[:3]
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    if wrong := complaint(tiers.app, name):
+        raise Refused(wrong)
+    return tiers.app.tasks[name]

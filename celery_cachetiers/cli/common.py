@@ -12,10 +12,16 @@ from typing import Any, Final
 import click
 
 from celery_cachetiers.app import CacheTiers
+from celery_cachetiers.client import was_answered
 from celery_cachetiers.errors import ConfigurationError, TierUnavailable
 
 LEFT: Final = 1
 """Exit status: something failed or was left."""
+
+UNLIMITED: Final = 100_000
+"""A width that every table fits in."""
+NARROWEST: Final = 20
+"""Characters that are left to the last column of a table, whose text may go on in the next line."""
 
 as_json: Callable[[Any], Any] = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
@@ -46,7 +52,12 @@ def extension(ctx: click.Context) -> Iterator[CacheTiers]:
     except ConfigurationError as error:
         raise Refused(str(error)) from error
     except TierUnavailable as error:
-        raise Failed(f"Redis cannot be reached: {error}") from error
+        raise Failed(trouble_of(error)) from error
+
+
+def trouble_of(error: TierUnavailable) -> str:
+    """Whether Redis was not reached, or has answered that it will not, and what it said."""
+    return f"Redis has refused: {error}" if was_answered(error) else f"Redis cannot be reached: {error}"
 
 
 def print_json(value: object) -> None:
@@ -60,7 +71,10 @@ def print_json_line(value: object) -> None:
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Prints rows: with rich on a terminal, else in plain columns, which other programs can cut."""
+    """Prints rows: with rich on a terminal where they fit, else in plain columns, which other programs can cut.
+
+    Nothing is ever shortened to fit: a key that is cut short is none.
+    """
     texts = [[str(cell) for cell in row] for row in rows]
     if not _rich_table(titles, texts):
         click.echo("\n".join(plain_table(titles, texts)))
@@ -86,10 +100,17 @@ def _rich_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
         from rich.text import Text
     except ImportError:
         return False
-    table = Table(*titles)
+    console, table = Console(), Table(*titles)
+    table.columns[-1].overflow = "fold"
     for row in rows:
         table.add_row(*map(Text, row))  # not markup: values are anybody's
-    Console().print(table)
+    excess = console.measure(table, options=console.options.update(width=UNLIMITED)).maximum - console.width
+    last = max(len(cell) for cell in (titles[-1], *(row[-1] for row in rows)))
+    if excess > 0 and last - excess < max(NARROWEST, len(titles[-1])):
+        return False
+    for column in table.columns[:-1]:
+        column.no_wrap = True
+    console.print(table)
     return True
 
 

@@ -46,8 +46,13 @@ def list_them(ctx: click.Context, sink: str | None, limit: int, as_json: bool) -
         return
     if found:
         print_table(("sink", "key", "given up", "attempts", "task", "arguments", "error"), list(map(_row, found)))
-    if not found or sum(counts.values()) > len(found):
-        click.echo(f"{len(found)} of {sum(counts.values())} writes shown." if found else "Nothing was given up.")
+    there = sum(counts.values())
+    if not counts:
+        click.echo("The app has no sinks.")
+    elif not found:
+        click.echo("Nothing was given up.")
+    elif there > len(found):
+        click.echo(f"{len(found)} of {_writes(there)} shown.")
 
 
 @dead_letter.command()

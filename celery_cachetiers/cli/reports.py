@@ -10,11 +10,12 @@ from typing import Any, Final
 
 import click
 
-from celery_cachetiers.cli.common import Refused, as_json, extension, instant, print_json, print_table
+from celery_cachetiers.cli.common import Failed, Refused, as_json, extension, instant, print_json, print_table
 from celery_cachetiers.metrics.report import Report
 from celery_cachetiers.metrics.report_json import report_as_dict
 
 TITLES: Final = ("time", "requests", "hit ratio", "coalesced", "seconds saved", "server ratio", "why")
+NONE: Final = "No report was made in that time"
 SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -44,15 +45,19 @@ def report(ctx: click.Context, since: float, plot: Path | None, as_json: bool) -
     The hit ratio is the cache's own; the server ratio is of all lookups in that Redis, broker and results included.
     """
     with extension(ctx) as tiers:
+        if tiers.where() is None:
+            raise Refused("the app has no Redis, and only Redis keeps reports: set cachetiers_url")
         made = tiers.history(time.time() - since)
     if plot is not None:
+        if not made:
+            raise Failed(f"{NONE}; nothing is drawn")
         _draw(made, plot)
     if as_json:
         print_json([report_as_dict(each) for each in made])
     elif made:
         print_table(TITLES, [_row(each) for each in made])
     else:
-        click.echo("No report was made in that time: beat sends them, and a worker makes them.")
+        click.echo(f"{NONE}: beat sends them, and a worker makes them.")
 
 
 def _row(made: Report) -> tuple[str, ...]:

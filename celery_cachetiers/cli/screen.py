@@ -1,19 +1,19 @@
-"""What ``cachetiers top`` shows: a few tables, drawn by rich or as plain columns."""
+"""What ``cachetiers top`` shows: a few tables, all of them in plain columns, or fitted into the terminal for rich."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from celery_cachetiers.cli.common import plain_table
+from celery_cachetiers.cli.common import UNLIMITED
+from celery_cachetiers.cli.fitting import Table, fitted
 from celery_cachetiers.cli.intervals import Interval
 from celery_cachetiers.cli.numbers import percent, rate, size, sparkline
 from celery_cachetiers.metrics.tally import Tally
 
 ROWS: Final = 8
-"""Tasks, keys and tags that are shown."""
+"""Tasks, keys and tags that are shown at most."""
 
 RATES: Final[tuple[tuple[str, Callable[[Tally], float]], ...]] = (
     ("hits in L1", lambda tally: tally.l1_hits),
@@ -30,14 +30,6 @@ RATES: Final[tuple[tuple[str, Callable[[Tally], float]], ...]] = (
 History = Sequence["Interval | None"]
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Titles and rows."""
-
-    titles: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-
-
 class Dashboard:
     """Draws the last interval, and sparklines of those before.
 
@@ -50,18 +42,17 @@ class Dashboard:
 
     def lines(self, history: History, trouble: str | None) -> list[str]:
         """As plain text."""
-        lines = [self._head()]
-        for each in self._parts(history, trouble):
-            lines += ["", *([each] if isinstance(each, str) else plain_table(each.titles, each.rows))]
-        return lines
+        parts = [self._head(), *self._parts(history, trouble)]
+        return [line.text for line in fitted(parts, UNLIMITED, UNLIMITED)]
 
-    def drawn(self, history: History, trouble: str | None) -> Any:
-        """For rich."""
-        from rich.console import Group
+    def drawn(self, history: History, trouble: str | None, width: int, height: int) -> Any:
+        """For rich, in as many lines as the terminal has."""
         from rich.text import Text
 
-        parts = self._parts(history, trouble)
-        return Group(Text(self._head(), style="bold"), *(_drawn(each) for each in parts))
+        text = Text(self._head(), style="bold", no_wrap=True, overflow="crop")
+        for line in fitted(list(self._parts(history, trouble)), width, height - 1):
+            text.append(f"\n{line.text}", style=line.style or "not bold")
+        return text
 
     def _head(self) -> str:
         return f"cachetiers: {self._title}, {datetime.now().astimezone():%H:%M:%S}"
@@ -82,7 +73,7 @@ def _rates(history: History, last: Interval) -> Table:
     rows = [_row(name, history, last, of) for name, of in RATES]
     ratios = [None if each is None else each.total.hit_ratio for each in history]
     rows.insert(0, ("hit ratio", percent(last.total.hit_ratio), sparkline(ratios, 1.0)))
-    return Table(("", "per second", "so far"), rows)
+    return Table(("", "per second", "so far"), rows, least=7)
 
 
 def _row(name: str, history: History, last: Interval, of: Callable[[Tally], float]) -> tuple[str, ...]:
@@ -91,12 +82,12 @@ def _row(name: str, history: History, last: Interval, of: Callable[[Tally], floa
 
 
 def _tasks(last: Interval) -> Table:
-    found = sorted(last.tasks.items(), key=lambda row: -_calls(row[1]))[:ROWS]
+    found = sorted(last.tasks.items(), key=lambda row: -_calls(row[1]))
     rows = [
         (name, rate(last.per_second(_calls(each))), percent(each.hit_ratio), rate(last.per_second(each.computes)))
         for name, each in found
     ]
-    return Table(("task", "calls/s", "ratio", "computes/s"), rows)
+    return Table(("task", "calls/s", "ratio", "computes/s"), rows, most=ROWS)
 
 
 def _calls(tally: Tally) -> int:
@@ -105,12 +96,12 @@ def _calls(tally: Tally) -> int:
 
 def _keys(last: Interval) -> Table:
     rows = [(task, key, rate(last.per_second(calls))) for (task, key), calls in last.keys.items()]
-    return Table(("hottest keys, of", "key", "calls/s"), rows[:ROWS])
+    return Table(("hottest keys, of", "key", "calls/s"), rows, most=ROWS)
 
 
 def _tags(last: Interval) -> Table:
-    found = list(last.invalidated.items())[:ROWS]
-    return Table(("invalidated", "times"), [(name, str(count)) for name, count in found])
+    rows = [(name, str(count)) for name, count in last.invalidated.items()]
+    return Table(("invalidated", "times"), rows, most=ROWS)
 
 
 def _writes(last: Interval) -> Table:
@@ -128,16 +119,3 @@ def _server(last: Interval) -> str:
     limit = f" of {size(info.maxmemory)}" if info.maxmemory else ""
     commands = "?" if last.commands is None else rate(last.per_second(last.commands))
     return f"Redis, everybody's use of it: {commands} commands/s, {size(info.used_memory)}{limit} used"
-
-
-def _drawn(part: Table | str) -> Any:
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    if isinstance(part, str):
-        return Text(part)
-    table = RichTable(*part.titles, box=box.SIMPLE_HEAD)
-    for row in part.rows:
-        table.add_row(*map(Text, row))  # not markup: values are anybody's
-    return table

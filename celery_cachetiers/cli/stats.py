@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -19,6 +19,8 @@ PATTERNS = 10
 """Patterns of invalidated tags that people are shown."""
 COLUMNS = ("task", "L1", "L2", "stale", "journal", "coalesced", "misses", "ratio", "computes", "mean", "saved", "waits",
            "mean wait")  # fmt: skip
+TROUBLE = {"uncacheable": "uncacheable", "failed_open": "failed open", "refused": "refused", "unusable": "unusable"}
+"""Counters that are shown where they are not 0, and the titles of their columns."""
 MEMORY_ONLY = (
     "The app has no Redis: each process counts for itself, and this one has only just begun. "
     "Ask the workers: celery inspect cache_stats"
@@ -86,18 +88,22 @@ def server_of(tiers: CacheTiers) -> tuple[ServerInfo | None, str | None]:
 
 
 def _print_tasks(found: Mapping[str, Any], task: str | None) -> None:
-    rows = [_row(name, counted) for name, counted in found["tasks"].items()]
-    if not rows:
+    if not found["tasks"]:
         click.echo("Nothing was counted yet." if task is None else f"Nothing was counted of {task} yet.")
         return
-    print_table(COLUMNS, [*rows, _row("(all)", found["total"])] if len(rows) > 1 else rows)
+    trouble = [name for name in TROUBLE if found["total"][name]]
+    rows = [_row(name, counted, trouble) for name, counted in found["tasks"].items()]
+    if len(rows) > 1:
+        rows.append(_row("(all)", found["total"], trouble))
+    print_table([*COLUMNS, *(TROUBLE[name] for name in trouble)], rows)
 
 
-def _row(name: str, counted: Mapping[str, Any]) -> tuple[object, ...]:
+def _row(name: str, counted: Mapping[str, Any], trouble: Sequence[str]) -> tuple[object, ...]:
     calls = [counted[each] for each in ("l1_hits", "l2_hits", "stale_hits", "journal_hits", "coalesced", "misses")]
     mean, wait = _mean(counted, "compute_seconds", "computes"), _mean(counted, "wait_seconds", "waits")
-    saved = seconds(counted["seconds_saved"])
-    return (name, *calls, percent(counted["hit_ratio"]), counted["computes"], mean, saved, counted["waits"], wait)
+    saved, others = seconds(counted["seconds_saved"]), (counted[each] for each in trouble)
+    times = (counted["computes"], mean, saved, counted["waits"], wait)
+    return (name, *calls, percent(counted["hit_ratio"]), *times, *others)
 
 
 def _mean(counted: Mapping[str, Any], total: str, times: str) -> str:

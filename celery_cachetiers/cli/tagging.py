@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from celery_cachetiers.app import CacheTiers
-from celery_cachetiers.cli.common import as_json, extension, print_json, print_table
+from celery_cachetiers.cli.common import as_json, extension, print_json, print_table, trouble_of
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.registry import FIELD, Registry, TagUse, meet
 from celery_cachetiers.templates import user_tag
@@ -23,7 +23,7 @@ def tags(ctx: click.Context, as_json: bool) -> None:
     invalidate_tag() in code, are known only by their counts.
     """
     with extension(ctx) as tiers:
-        registry, counts = tiers.registry, _counts(tiers)
+        registry, (counts, note) = tiers.registry, _counts(tiers)
         uses = registry.uses()
     if as_json:
         print_json(_for_programs(registry, uses, counts))
@@ -33,17 +33,19 @@ def tags(ctx: click.Context, as_json: bool) -> None:
         print_table(titles, [_row(use, counts) for use in uses])
     else:
         click.echo("No task of the app declares a tag.")
-    for line in _remarks(registry, uses, counts):
+    for line in [*_remarks(registry, uses, counts), *filter(None, [note])]:
         click.echo(line)
 
 
-def _counts(tiers: CacheTiers) -> dict[str, int] | None:
-    """How often each pattern was invalidated, by all processes; ``None`` if Redis cannot be asked."""
+def _counts(tiers: CacheTiers) -> tuple[dict[str, int] | None, str]:
+    """How often each pattern was invalidated, by all processes; ``None`` and why, if Redis cannot be asked."""
+    if tiers.where() is None:
+        return None, "The app has no Redis: how often they were invalidated, each process knows of itself alone."
     try:
         counted: dict[str, int] = tiers.stats()["invalidated"]
-    except TierUnavailable:
-        return None
-    return counted
+    except TierUnavailable as error:
+        return None, f"{trouble_of(error)}. How often they were invalidated is not known."
+    return counted, ""
 
 
 def _times(use: TagUse, counts: dict[str, int] | None) -> int | None:
@@ -88,8 +90,6 @@ def _remarks(registry: Registry, uses: tuple[TagUse, ...], counts: dict[str, int
     if unused := sorted({pattern for _, pattern in registry.unused()}):
         depends = "declares that it depends" if registry.computed() else "depends"
         lines.append(f"Invalidated, and no task here {depends} on it: {', '.join(unused)}.")
-    if counts is None:
-        lines.append("Redis cannot be reached: how often they were invalidated is not known.")
     return lines
 
 

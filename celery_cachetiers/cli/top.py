@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 import click
 
 from celery_cachetiers.app import CacheTiers
-from celery_cachetiers.cli.common import Refused, as_json, extension, print_json_line
+from celery_cachetiers.cli.common import Refused, as_json, extension, print_json_line, trouble_of
 from celery_cachetiers.cli.intervals import Interval, Reading, between, read
 from celery_cachetiers.cli.screen import Dashboard
 from celery_cachetiers.cli.stats import MEMORY_ONLY
@@ -68,7 +68,7 @@ def _watch(tiers: CacheTiers, server: RedisServerInfo, interval: float, once: bo
             if once:
                 raise after
             history.append(None)
-            show(history, f"Redis cannot be reached: {after}")
+            show(history, trouble_of(after))
         if once and history:
             return
 
@@ -103,7 +103,7 @@ def _screen(tiers: CacheTiers, interval: float, stack: ExitStack, *, live: bool)
         if screen is None:
             click.echo("\n".join(dashboard.lines(history, trouble)))
         else:
-            screen.update(dashboard.drawn(history, trouble), refresh=True)
+            screen.update(dashboard.drawn(history, trouble, *screen.console.size), refresh=True)
 
     return show
 

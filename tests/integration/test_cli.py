@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.bin.base import CLIContext
-from click import Group
+from click import Group, unstyle
 from click.testing import CliRunner, Result
 
 from celery_cachetiers import CachedTask, CacheTiers, ConfigurationError, SinkRejected, Write, sink
@@ -449,6 +449,44 @@ def test_a_terminal_gets_a_table_of_rich_and_no_markup_of_a_value(
     shown = capsys.readouterr().out
     assert "[bold]no room[/bold]" in shown
     assert "━━━━" in shown
+
+
+STATS = ("task", "L1", "L2", "stale", "journal", "coalesced", "misses", "ratio", "computes", "mean", "saved", "waits")
+KEY = "0d78575f6a3b4c0e9d2f1a8b7c6d5e4f"
+
+
+@pytest.mark.parametrize("columns", [80, 100, 110, 160])
+@pytest.mark.parametrize(
+    ("titles", "row", "boxed_from"),
+    [
+        (STATS, ("proj.catalogue.profile_page", *["123,456"] * 11), 160),
+        (("sink", "key", "task", "error"), ("rows", KEY, "proj.order", "E" * 90), 80),
+        (("sink", "key", "given up"), ("rows", KEY, "2026-11-24 12:00:00+01:00"), 80),
+    ],
+    ids=["stats", "dead-letter", "narrow"],
+)
+def test_nothing_is_cut_short_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    columns: int,
+    titles: tuple[str, ...],
+    row: tuple[str, ...],
+    boxed_from: int,
+) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    common.print_table(titles, [row])
+    shown = unstyle(capsys.readouterr().out)
+
+    assert "…" not in shown
+    for cell in (*titles, *row[:-1]):
+        assert cell in shown
+    assert shown.count("E") >= row[-1].count("E")
+    boxed = [line for line in shown.splitlines() if line.startswith(("┃", "│", "┏"))]
+    assert all(len(line) <= columns for line in boxed)
+    assert bool(boxed) == (columns >= boxed_from)
 
 
 def test_without_rich_it_is_plain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -123,6 +123,19 @@ def test_each_call_is_in_one_column_and_the_last_row_adds_them_up(app: Celery, w
     assert "The cache's own hit ratio is 25.0 %." in done.output
 
 
+def test_what_has_gone_wrong_has_a_column_where_it_has(app: Celery, work: Any, run: Run) -> None:
+    work(1)
+    before = run("stats").output
+    for _ in range(3):
+        work(object())
+    lines = run("stats").output.splitlines()
+
+    assert not any(title in before for title in ("uncacheable", "failed open", "refused", "unusable"))
+    assert lines[0].endswith("  mean wait  uncacheable")
+    assert lines[1].split()[0] == "shop.work"
+    assert lines[1].split()[-1] == "3"
+
+
 def test_one_task_is_told_alone(app: Celery, work: Any, run: Run) -> None:
     @app.task(base=CachedTask, name="shop.idle")
     def idle() -> None: ...
@@ -179,6 +192,20 @@ def test_a_server_that_is_not_reached_has_not_refused(app: Celery, redis_proxy: 
         server_of(CacheTiers(app))
 
 
+def test_a_server_that_refuses_a_command_was_reached(namespace: str, redis_factory: RedisServers) -> None:
+    server = redis_factory()
+    with server.client() as client:
+        client.execute_command("ACL SETUSER limited on >secret ~* &* +@all -hgetall")
+    with closing(cached_app(namespace, server.url().replace("redis://", "redis://limited:secret@"))) as app:
+        done, tags = running(app)("stats"), running(app)("tags")
+
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: Redis has refused: ")
+    assert "hgetall" in done.output
+    assert "Redis has refused: " in tags.output
+    assert "cannot be reached" not in done.output + tags.output
+
+
 def test_a_server_that_refuses_info_is_no_failure(
     namespace: str, redis_factory: RedisServers, monkeypatch: Any
 ) -> None:
@@ -211,6 +238,24 @@ def test_without_redis_stats_says_where_the_counters_are(namespace: str) -> None
         assert running(app)("top", "--once").exit_code == 2
         assert running(app)("invalidate", "--tag", "a").exit_code == 2
         assert running(app)("clear", "--yes").exit_code == 2
+
+
+def test_without_redis_nothing_is_said_to_be_none_that_cannot_be_known(namespace: str) -> None:
+    with closing(cached_app(namespace, result_backend=None)) as app:
+
+        @app.task(base=CachedTask, name="shop.tagged", tags=["user:{number}"])
+        def tagged(number: int) -> int:
+            return number
+
+        CacheTiers(app).invalidate_tag("user:1")
+        report, letters, tags = (running(app)(*words) for words in (("report",), ("dead-letter", "list"), ("tags",)))
+
+    assert report.exit_code == 2
+    assert "the app has no Redis, and only Redis keeps reports" in report.output
+    assert letters.output == "The app has no sinks.\n"
+    assert tags.output.splitlines()[1].split()[0] == "user:{}"
+    assert tags.output.splitlines()[1].split()[-1] == "?"
+    assert "The app has no Redis" in tags.output
 
 
 def test_the_breaker_of_this_process_stands_beside_its_gauges(

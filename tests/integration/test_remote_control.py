@@ -173,6 +173,28 @@ def test_one_task_can_be_asked_for(deployment: Deployment, start: Start) -> None
     deployment.task("profile").apply_async((new_name(),)).get(timeout=PATIENCE)
 
     assert set(inspected(deployment, worker)["tasks"]) == {TASK, "profile"}
+    [process] = inspected(deployment, worker)["processes"]
+    [of_one] = inspected(deployment, worker, TASK)["processes"]
+    assert (process["computes"], of_one["computes"], of_one["misses"]) == (2, 1, 1)
+
+
+def test_a_task_that_there_is_not_is_an_error_with_those_that_look_alike(deployment: Deployment, start: Start) -> None:
+    worker = start(pool="solo")
+
+    assert inspected(deployment, worker, "proj.nope") == {"error": "there is no task proj.nope"}
+    assert f"there is no task {TASK}s; is it {TASK}" in inspected(deployment, worker, f"{TASK}s")["error"]
+    assert "celery.chain is not memoized" in inspected(deployment, worker, "celery.chain")["error"]
+    assert inspected(deployment, worker, TASK)["total"]["misses"] == 0
+
+
+def test_what_a_process_cannot_tell_of_itself_is_left_out(deployment: Deployment, start: Start) -> None:
+    worker = start(pool="solo")
+    run(deployment, new_name())
+    found = inspected(deployment, worker)
+
+    for row in (found["total"], found["tasks"][TASK]):
+        assert row["misses"] == 1
+        assert not {"first_misses", "repeated_misses"} & row.keys()
     assert set(inspected(deployment, worker, TASK)["tasks"]) == {TASK}
     assert inspected(deployment, worker, TASK)["total"]["misses"] == 1
 

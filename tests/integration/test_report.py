@@ -537,6 +537,14 @@ def test_the_command_shows_the_history(bench: Bench, run: Run) -> None:
     assert ("75.0 %" in first, " - " in idle, "distinct_keys" in last) == (True, True, True)
 
 
+def test_without_reports_nothing_is_drawn(run: Run, tmp_path: Path) -> None:
+    done = run("--plot", str(tmp_path / "out.png"))
+
+    assert done.exit_code == 1
+    assert "No report was made in that time; nothing is drawn" in done.output
+    assert not (tmp_path / "out.png").exists()
+
+
 def test_the_command_speaks_json_and_goes_back_as_far_as_it_is_told(bench: Bench, run: Run) -> None:
     bench.call(1, 1)
     made = bench.report()
@@ -554,6 +562,7 @@ def test_the_command_speaks_json_and_goes_back_as_far_as_it_is_told(bench: Bench
 def test_without_matplotlib_the_plot_names_the_extra(
     bench: Bench, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    bench.report()
     monkeypatch.delitem(sys.modules, "celery_cachetiers.cli.plot", raising=False)
     for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.dates"):
         monkeypatch.setitem(sys.modules, name, None)
