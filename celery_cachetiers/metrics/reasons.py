@@ -152,8 +152,8 @@ def _told(reason: Reason, text: str, numbers: Mapping[str, float] | None = None)
 def _distinct_keys(reason: Reason, seen: Interval) -> Reason:
     text = (
         f"About {_misses(reason)} were of keys that had not missed for a day, as far as a sample of the keys tells. A "
-        "cache that has just begun fills like this; else the arguments are too many: leave those out of the key that do "
-        "not matter (ignore=, key=)"
+        "cache that has just begun fills like this; else the arguments are too many: leave those out of the key that "
+        "do not matter (ignore=, key=)"
     )
     return _told(reason, text)
 

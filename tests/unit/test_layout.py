@@ -109,7 +109,7 @@ LAYERS = {
                 "sqlalchemy_statements",
                 "sqlalchemy_outages",
             ),
-            *("roll_call", "control", "logs", "installed"),
+            *("roll_call", "control", "known", "logs", "installed"),
             *("identity", "doctor", "doctor.*", "exporting", "prometheus", "opentelemetry"),
             *("cli", "cli.*", "django", "django.*"),
         ),
