@@ -83,7 +83,8 @@ def _brief(answer: Mapping[str, Any], task: str | None) -> dict[str, Any]:
 
 
 def _said(entries: int, processes: int, silent: list[int]) -> str:
-    text = f"{entries} entries dropped, L1 is empty in {processes} processes"
+    dropped = "1 entry" if entries == 1 else f"{entries} entries"
+    text = f"{dropped} dropped, L1 is empty in {'1 process' if processes == 1 else f'{processes} processes'}"
     if silent:
         text += f"; no answer from {len(silent)}, which have not used the cache yet, or cannot be reached"
     return text

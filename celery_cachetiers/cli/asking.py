@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -14,6 +14,8 @@ from celery_cachetiers.cli.common import LEFT, as_json, extension, print_json
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.publishing import MODES
 from celery_cachetiers.why import Why
+
+NO_L1: Final = "this command's own process has none: ask a worker or web process, by task.cache.why()"
 
 
 @click.command()
@@ -31,7 +33,8 @@ def why(ctx: click.Context, task: str, args: list[Any], kwargs: Mapping[str, Any
     if as_json:
         print_json(found.as_dict())
     elif not _rich(found):
-        click.echo(str(found))
+        lines = [f"  {label:<8} {text}" for label, text in _facts(found)]
+        click.echo("\n".join([found.headline(), *found.sentences(), *lines]))
 
 
 @click.command()
@@ -62,6 +65,14 @@ def _ask(ctx: click.Context, name: str, args: list[Any], kwargs: Mapping[str, An
         return asked
 
 
+def _facts(found: Why) -> list[tuple[str, str]]:
+    """What there is to know; that this process has nothing in memory is no wonder, and no fault."""
+    facts = found.facts()
+    if found.l1 is None or not found.l1.used or found.l1.there:
+        return facts
+    return [(label, NO_L1 if label == "L1" else text) for label, text in facts]
+
+
 _COLOURS = {"hit": "green", "stale hit": "yellow", "held": "yellow", "miss": "red"}
 
 
@@ -80,7 +91,7 @@ def _rich(found: Why) -> bool:
     for sentence in found.sentences():
         console.print(Text(sentence))  # not markup: arguments are anybody's
     table = Table.grid(padding=(0, 2))
-    for label, text in found.facts():
+    for label, text in _facts(found):
         table.add_row(Text(f"  {label}", style="dim"), Text(text))
     console.print(table)
     return True

@@ -42,4 +42,12 @@ def _print(findings: Sequence[Finding]) -> None:
         if finding.remedy:
             click.echo(f"{'':<{width + 9}}  -> {finding.remedy}")
     counts = Counter(finding.level for finding in findings)
-    click.echo(", ".join(f"{counts[level]} {level}" for level in reversed(LEVELS) if counts[level]))
+    click.echo(
+        ", ".join(
+            f"{counts[level]} {level}{_ending(level, counts[level])}" for level in reversed(LEVELS) if counts[level]
+        )
+    )
+
+
+def _ending(level: str, count: int) -> str:
+    return "s" if count > 1 and level in ("warning", "error") else ""

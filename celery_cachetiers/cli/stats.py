@@ -44,6 +44,8 @@ def stats(ctx: click.Context, task: str | None, as_json: bool) -> None:
             check_task(tiers, task, tiers.counting.totals().tasks)
         info, note = server_of(tiers)
     found.pop("here")  # of this process, which has done nothing
+    if task is not None:
+        found |= {"invalidated": {}, "outdated": {}}  # patterns are anybody's
     if as_json:
         print_json({**found, "server": None if info is None else info.as_dict(), "note": note, "late": late})
         return
@@ -54,7 +56,8 @@ def stats(ctx: click.Context, task: str | None, as_json: bool) -> None:
     if note is not None:
         click.echo(note)
     if late:
-        click.echo(f"{late} processes have not merged in time: up to 10 s of what they have counted may be missing.")
+        who = "1 process has" if late == 1 else f"{late} processes have"
+        click.echo(f"{who} not merged in time: up to 10 s of what was counted may be missing.")
 
 
 def merge_first(tiers: CacheTiers) -> int:

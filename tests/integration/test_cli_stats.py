@@ -147,6 +147,24 @@ def test_one_task_is_told_alone(app: Celery, work: Any, run: Run) -> None:
     assert run("stats", "shop.idle").exit_code == 0
 
 
+def test_of_one_task_no_patterns_are_told_which_are_anybodys(app: Celery, work: Any, run: Run) -> None:
+    work(1)
+    CacheTiers(app).invalidate_tag("user:1")
+
+    assert "user:*" in run("stats").output
+    assert "user:*" not in run("stats", "shop.work").output
+    assert json.loads(run("stats", "shop.work", "--json").output)["invalidated"] == {}
+
+
+@pytest.mark.parametrize(("late", "said"), [(1, "1 process has not merged"), (2, "2 processes have not merged")])
+def test_processes_that_are_late_are_counted(
+    work: Any, run: Run, monkeypatch: pytest.MonkeyPatch, late: int, said: str
+) -> None:
+    monkeypatch.setattr(sys.modules["celery_cachetiers.cli.stats"], "merge_first", lambda tiers: late)
+
+    assert said in run("stats").output
+
+
 def test_an_unknown_task_is_refused_with_those_that_look_alike(app: Celery, work: Any, run: Run) -> None:
     @app.task(name="shop.plain")
     def plain() -> None: ...

@@ -73,6 +73,17 @@ def test_why_prints_what_the_task_says(profile: Any, run: Run) -> None:
     assert "  key      " + profile.cache.key(1) + " of proj.profile" in done.stdout
 
 
+def test_that_the_command_itself_has_nothing_in_memory_is_not_told_as_a_fault(app: Celery, run: Run) -> None:
+    @app.task(base=CachedTask, name="proj.page")
+    def page() -> int:
+        return 1
+
+    said = run("why", "proj.page").stdout
+
+    assert "  L1       this command's own process has none: ask a worker or web process" in said
+    assert "not trusted" not in said
+
+
 def test_why_takes_keywords_and_a_mode_and_gives_all_of_it_as_json(profile: Any, count: Count, run: Run) -> None:
     done = run("why", "proj.profile", "--args", "[1]", "--kwargs", '{"kind": "long"}', "--mode", "only", "--json")
     given = json.loads(done.stdout)
