@@ -17,7 +17,7 @@ from typing import Final
 from celery_cachetiers.errors import SinkRejected, SinkTimeout, SinkUnavailable, TierUnavailable
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.journal_port import Invalidate, Journal, Record, Repeat, SinkPort, Unpack
-from celery_cachetiers.trouble import Trouble, back_off
+from celery_cachetiers.trouble import MAX_BACK_OFF, Trouble, back_off
 from celery_cachetiers.writes import Write
 
 logger = logging.getLogger("celery_cachetiers")
@@ -262,7 +262,7 @@ class Delivery:
             if rest:
                 self._journal.give_back(self._sink.name, self._token, rest, delay, failed=False)
             if doubted:  # after the rest, of which the sink may take some then
-                later = 2 * delay if rest else delay
+                later = min(2 * delay, MAX_BACK_OFF) if rest else delay
                 self._journal.give_back(self._sink.name, self._token, doubted, later, failed=False, doubted=True)
         except TierUnavailable as error:
             logger.warning("celery-cachetiers: claims of sink %s run out by themselves: %s", self._sink.name, error)

@@ -476,8 +476,9 @@ def test_a_sink_that_is_down_and_does_not_say_so_has_nothing_buried(keys: list[s
         assert stage.flusher.flush(1.0).buried == 0
         stage.clock.advance(100.0)
     assert (stage.attempts(), stage.dead()) == ({}, [])
+    stage.flusher.flush(1.0)
     stage.sink.heal()
-    stage.clock.advance(2 * MAX_BACK_OFF)
+    stage.clock.advance(MAX_BACK_OFF)
 
     assert stage.flusher.flush(1.0) == Flushed(taken=len(keys))
 
