@@ -91,6 +91,7 @@ _FORMS: Final[dict[str, tuple[str | int, ...]]] = {
     "MGET": (), "GET": (), "EXISTS": (), "PTTL": (), "SMEMBERS": (), "HLEN": (), "HGETALL": (), "ZCARD": (),
     "DEL": (), "UNLINK": (), "GETDEL": (),
     "GETRANGE": (0, 0), "HMGET": ("f",), "HGET": ("f",), "HEXISTS": ("f",), "ZRANGE": (0, 0), "ZSCORE": ("m",),
+    "ZMSCORE": ("m",),
     "ZRANGEBYSCORE": (0, 0), "ZREMRANGEBYSCORE": (0, 0), "HDEL": ("f",), "ZREM": ("m",),
     "SET": ("v", "XX", "PX", 1), "PEXPIRE": (1,), "ZADD": ("XX", 1, "m"), "SADD": ("m",),
     "HSET": ("f", "v", "f2"), "HINCRBY": ("f", "x"), "HINCRBYFLOAT": ("f", "x"), "INCRBY": ("x",), "RENAME": (_SAME,),
@@ -111,8 +112,9 @@ _COUNTERS: Final = (
 )  # fmt: skip
 _REPORT: Final = ("TIME", "HGET", "HMGET", "HSET", "DEL", "PEXPIRE", "XADD", "XTRIM", "XREVRANGE")
 _JOURNAL: Final = (
-    "HSET", "HGET", "HDEL", "HMGET", "HEXISTS", "HINCRBY", "ZADD", "ZREM", "ZRANGE", "ZRANGEBYSCORE", "ZSCORE", "ZCARD",
-    "GET", "SET", "GETDEL", "TIME",
+    "HSET", "HGET", "HDEL", "HMGET", "HEXISTS", "HINCRBY", "ZADD", "ZREM", "ZRANGE", "ZREVRANGE", "ZRANGEBYSCORE",
+    "ZSCORE", "ZMSCORE", "ZCARD", "ZREMRANGEBYSCORE", "ZREMRANGEBYRANK", "GET", "SET", "GETDEL", "DEL", "EXISTS",
+    "PEXPIRE", "TIME",
 )  # fmt: skip
 _SCRIPTS: Final = (
     Step("+evalsha", ("EVALSHA", "0" * 40, 0)),
