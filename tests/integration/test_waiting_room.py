@@ -396,6 +396,7 @@ def test_the_time_that_a_follower_is_held_does_not_count_against_its_limit(
 # -- children that are forked later -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_answers_in_the_main_process_do_not_trouble_the_children_that_it_forks(start: Start, name: str) -> None:
     deployment, _ = start("--max-tasks-per-child=1", concurrency=3)
     names = [f"{name}-{number}" for number in range(25)]

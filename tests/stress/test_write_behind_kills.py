@@ -39,7 +39,11 @@ from tests.stress.kill_app import POSTGRES, SINK, SQLITE, VARIABLE, WRITERS
 from tests.workers import Worker
 
 Start = Callable[..., Worker]
-VARIANTS = [("sqlite3", "beside the entries"), ("sqlalchemy", "of its own"), ("postgresql", "of its own")]
+VARIANTS = [
+    ("sqlite3", "beside the entries"),
+    pytest.param("sqlalchemy", "of its own", marks=pytest.mark.slow),
+    ("postgresql", "of its own"),  # by SQLAlchemySink, too
+]
 MOST_TWICE = 0.05
 
 
