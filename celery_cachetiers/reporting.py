@@ -65,7 +65,9 @@ class Reporting:
         with self._connected() as client:
             made = self._made(client) if client is not None else None
         if made is not None:
-            logger.log(logging.WARNING if made.below else logging.INFO, "celery-cachetiers: %s", line(made))
+            logger.log(
+                logging.WARNING if made.below or made.reasons else logging.INFO, "celery-cachetiers: %s", line(made)
+            )
             self._tiers.events.emit(Event.REPORTED, report=made)
         return made
 

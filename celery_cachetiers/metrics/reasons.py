@@ -68,7 +68,7 @@ def reasons(seen: Interval, round_trip: float | None = None) -> tuple[Reason, ..
     Args:
         round_trip: Seconds that a look in Redis takes; ``None`` if that is not known.
     """
-    found = [*_of_misses(seen), *_uncacheable(seen), *_cheap(seen, round_trip)]
+    found = [*_of_misses(seen), *uncacheable(seen), *_cheap(seen, round_trip)]
     return tuple(sorted(found, key=lambda reason: reason.calls / reason.of, reverse=True))
 
 
@@ -231,7 +231,8 @@ _TELL: Final[dict[str, Callable[[Reason, Interval], Reason]]] = {
 # -- calls ------------------------------------------------------------------------------------------------------------
 
 
-def _uncacheable(seen: Interval) -> Iterator[Reason]:
+def uncacheable(seen: Interval) -> Iterator[Reason]:
+    """That calls have no key, if notably many have none."""
     total = seen.counted.total
     calls = {task: tally.uncacheable for task, tally in seen.counted.tasks.items()}
     told = _notable("uncacheable", calls, total.hits + total.misses + total.uncacheable)

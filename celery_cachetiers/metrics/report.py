@@ -7,11 +7,11 @@ lookups of keys by everybody who uses that Redis: broker, results and other prog
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from celery_cachetiers.metrics.interval import Moment, interval, so_far
-from celery_cachetiers.metrics.reasons import Reason, reasons
+from celery_cachetiers.metrics.reasons import Reason, reasons, uncacheable
 from celery_cachetiers.metrics.tally import Tally
 from celery_cachetiers.metrics.totals import added
 from celery_cachetiers.server_info import ServerInfo, Traffic
@@ -34,7 +34,8 @@ class Report:
         traffic: What the server has counted in the interval, added up over its nodes; ``None`` if that is not known.
         servers: What each node tells of itself now.
         untold: Why none does, if so.
-        reasons: Why it is below the target, the weightiest first; empty where it is not.
+        reasons: Why it is below the target, the weightiest first; where it is not, only that calls
+            have no key.
         others: What tasks did that are not among ``tasks``: a report that is read back has the busiest alone.
     """
 
@@ -97,12 +98,10 @@ def report(before: Moment | None, now: Moment, target: float, round_trip: float 
     made = Report(
         now.at, since, target, seen.counted.tasks, seen.complete, seen.traffic, now.servers, now.untold
     )  # fmt: skip
-    if not made.below:
-        return made
-    return Report(
-        now.at, since, target, seen.counted.tasks, seen.complete, seen.traffic, now.servers, now.untold,
-        reasons(seen, round_trip),
-    )  # fmt: skip
+    if made.below:
+        return replace(made, reasons=reasons(seen, round_trip))
+    # Calls without a key are in no ratio: they would never be told.
+    return replace(made, reasons=tuple(each for each in uncacheable(seen) if each.of >= LEAST))
 
 
 # -- for people -------------------------------------------------------------------------------------------------------
@@ -125,7 +124,7 @@ def _parts(made: Report) -> Iterator[str]:
     if not made.complete:
         yield "the counters began anew meanwhile"
     yield _of_server(made)
-    if made.below:
+    if made.below or made.reasons:
         yield "why: " + (". ".join(reason.text for reason in made.reasons) or "no reason stands out")
 
 

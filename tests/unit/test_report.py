@@ -426,3 +426,14 @@ def test_programs_get_all_of_it_and_what_follows_from_it() -> None:
     assert given["total"]["seconds_saved"] == 0
     assert [reason["name"] for reason in given["reasons"]] == names(made)
     assert given["traffic"]["evicted_keys"] == 80
+
+
+def test_calls_without_a_key_are_told_though_they_are_in_no_ratio() -> None:
+    good, nothing_else, few = (
+        told(a={"l2_hits": hits}, b={"uncacheable": calls}) for hits, calls in ((150, 200), (0, 150), (0, 99))
+    )
+
+    assert [names(made) for made in (good, nothing_else, few)] == [["uncacheable"], ["uncacheable"], []]
+    assert [made.below for made in (good, nothing_else, few)] == [False, False, False]
+    assert "150 of 150 calls (b) have no key" in line(nothing_else)
+    assert "why" not in line(few)
