@@ -38,14 +38,14 @@ def ask(memoized: Memoized, args: tuple[Any, ...], kwargs: Mapping[str, Any], mo
     try:
         key = memoized.keys.digest_of(values)
     except UncacheableArgument as error:
-        return _without_key(memoized, _no_key(memoized, error), off, mode, **known)
+        remedy = "Pass something that has a canonical form, leave it out with ignore=, or give the task a key=."
+        return _without_key(memoized, _uncacheable(memoized, "argument", error, remedy), off, mode, **known)
     known |= {"key": key, "made_of": memoized.keys.content(values)}
     call = memoized.call(args, kwargs)
     try:
         call.tags  # noqa: B018 - rendered here, where a fault of theirs is an answer
     except Exception as error:
-        finding = Finding("uncacheable", "tags", f"{_sentence(error)}: the call runs uncached.", _strict(memoized))
-        return _without_key(memoized, finding, off, mode, **known)
+        return _without_key(memoized, _uncacheable(memoized, "tags", error), off, mode, **known)
     observed = memoized.cache.observe(call)
     state = replace(observed.state, off=off, mode=mode)
     finding = explain(state)
@@ -84,14 +84,10 @@ def _known(memoized: Memoized, values: tuple[Any, ...]) -> dict[str, Any]:
     return {"arguments": arguments, "ignored": tuple(name for name in arguments if name in memoized.policy.ignore)}
 
 
-def _no_key(memoized: Memoized, error: UncacheableArgument) -> Finding:
-    reason = f"{_sentence(error)}: the call runs uncached."
-    remedy = "Pass something that has a canonical form, leave the argument out with ignore=, or give the task a key=."
-    return Finding("uncacheable", "argument", reason, remedy, tuple(filter(None, [_strict(memoized)])))
-
-
-def _strict(memoized: Memoized) -> str:
-    return "cachetiers_strict_keys raises that." if memoized.extension.settings.strict_keys else ""
+def _uncacheable(memoized: Memoized, cause: str, error: Exception, remedy: str = "") -> Finding:
+    strict = memoized.extension.settings.strict_keys
+    notes = ("cachetiers_strict_keys raises that.",) if strict else ()
+    return Finding("uncacheable", cause, f"{_sentence(error)}: nothing is cached of the call.", remedy, notes)
 
 
 def _sentence(error: Exception) -> str:

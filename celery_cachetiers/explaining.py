@@ -61,8 +61,8 @@ def explain(state: State) -> Finding:
     """What becomes of the call.
 
     1. Nothing is cached, or the mode looks at nothing: the body runs.
-    2. No key: the body runs, and says so itself where the arguments do not fit.
-    3. What the tiers have answers; ``only`` ends here.
+    2. No key: the body runs, and says so itself where the arguments do not fit; ``only`` never runs it.
+    3. What the tiers have answers. For ``only`` so does what waits for its sink, and nothing else.
     4. Somebody computes: the call waits, unless the task or an outdated stamp says otherwise.
     5. A value that waits for its sink answers in place of the body.
     6. The body runs; the reason is why no tier could answer.
@@ -72,18 +72,20 @@ def explain(state: State) -> Finding:
     if state.mode == "bypass":
         return Finding("bypassed", "bypass", "cache_mode='bypass' neither reads nor stores: the body runs.")
     if state.no_key is not None:
-        return state.no_key
+        return _not_cached(state.no_key) if state.mode == "only" else state.no_key
     if state.mode == "refresh":
         return Finding("bypassed", "refresh", "cache_mode='refresh' computes whatever there is, and replaces it.")
     tiers = _tiers(state)
+    if tiers.verdict in HITS:
+        return tiers
     if state.mode == "only":
-        return tiers if tiers.verdict in HITS else _not_cached(tiers)
-    return tiers if tiers.verdict in HITS else _computing(state, tiers)
+        return _waiting_write(state) or _not_cached(replace(tiers, verdict="miss"))
+    return _computing(state, tiers)
 
 
-def _not_cached(tiers: Finding) -> Finding:
+def _not_cached(finding: Finding) -> Finding:
     raised = "cache_mode='only' never computes: the task raises NotCached."
-    return replace(tiers, verdict="miss", notes=(*tiers.notes, raised))
+    return replace(finding, notes=(*finding.notes, raised))
 
 
 # -- what the tiers have ----------------------------------------------------------------------------------------------

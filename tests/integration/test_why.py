@@ -671,6 +671,33 @@ def test_only_where_there_is_nothing(here: Celery) -> None:
     assert why.arguments == {"x": 3, "note": "x"}
 
 
+def test_only_is_answered_with_what_waits_for_its_sink(here: Celery, own_sinks: None) -> None:
+    sink("squares")(lambda writes: None)
+    square = squarer(here, sink="squares", write="behind", l1=False)
+    square.cache.put((3,), 9)
+    CacheTiers(here).invalidate_tag("number:3")
+    why = square.cache.explain((3,), mode="only")
+
+    assert verdict(why) == ("hit", "waits for its sink")
+    assert square.apply((3,), cache_mode="only").get() == 9
+
+
+def test_only_of_a_call_without_a_key_raises_and_says_so(here: Celery) -> None:
+    why = squarer(here).cache.explain((object(),), mode="only")
+
+    assert verdict(why) == ("uncacheable", "argument")
+    assert "NotCached" in why.notes[-1]
+    assert "runs uncached" not in str(why)
+
+
+@pytest.mark.parametrize("options", [{}, {"tags": ["number:{x.name}"]}])
+def test_strict_keys_are_noted_whatever_the_call_lacks(here: Celery, options: dict[str, Any]) -> None:
+    here.conf.cachetiers_strict_keys = True
+    why = squarer(here, **options).cache.why(3 if options else object())
+
+    assert why.notes == ("cachetiers_strict_keys raises that.",)
+
+
 def test_an_unknown_mode_is_refused(here: Celery) -> None:
     with pytest.raises(ConfigurationError, match="cache_mode"):
         squarer(here).cache.explain((3,), mode="never")

@@ -152,7 +152,19 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
     "only, fresh": ({"mode": "only", "entry": FRESH}, ("hit", "fresh in L2")),
     "only, stale": ({"mode": "only", "entry": STALE}, ("stale hit", "stale")),
     "only, held": ({"mode": "only", "lease": LEASE}, ("miss", "no entry")),
-    "only, waits for its sink": ({"mode": "only", "write": WRITE}, ("miss", "no entry")),
+    "only, waits for its sink": ({"mode": "only", "write": WRITE}, ("hit", "waits for its sink")),
+    "only, waits for its sink, held": (
+        {"mode": "only", "write": WRITE, "lease": LEASE},
+        ("hit", "waits for its sink"),
+    ),
+    "only, deletion waits for its sink": (
+        {"mode": "only", "write": replace(WRITE, deleted=True)},
+        ("miss", "no entry"),
+    ),
+    "only, no key": (
+        {"mode": "only", "no_key": Finding("uncacheable", "argument", "x")},
+        ("uncacheable", "argument"),
+    ),
     "only, Redis away": ({"mode": "only", "redis": "refused"}, ("miss", "Redis away")),
 }
 
@@ -176,7 +188,8 @@ def test_every_reason_of_an_unusable_entry_says_what_to_do() -> None:
 
 
 def test_only_raises_where_nothing_answers_and_says_so() -> None:
-    assert "NotCached" in " ".join(explain(state(mode="only")).notes)
+    for nothing in ({}, {"no_key": Finding("uncacheable", "argument", "x")}):
+        assert "NotCached" in " ".join(explain(state(mode="only", **nothing)).notes)
     assert "NotCached" not in " ".join(explain(state(mode="only", entry=FRESH)).notes)
 
 
