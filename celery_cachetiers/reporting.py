@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from celery import bootsteps
 
 from celery_cachetiers.breaker import Breaker
-from celery_cachetiers.client import RedisClient, was_answered
+from celery_cachetiers.client import RedisClient
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.events import Event
 from celery_cachetiers.metrics.interval import Moment
@@ -84,7 +84,7 @@ class Reporting:
         at, round_trip = self._time(server)
         if before is not None and abs(at - before.at) < (settings.report_every or 0.0) / 2:
             return None
-        self._have_merged(server)
+        self._tiers.roll_call.merged(server)  # what one has counted in this interval is not to be found in the next
         sums = self._tiers.counting.sums()
         servers, untold = self._servers(server)
         now = Moment(at, sums, servers, untold)
@@ -101,14 +101,6 @@ class Reporting:
             seconds, micros = server.ask("TIME")
             took.append(monotonic() - began)
         return int(seconds) + int(micros) / 1e6, min(took)
-
-    def _have_merged(self, server: RedisServerInfo) -> None:
-        """Has all processes merge: what one has counted in this interval is not to be found in the next."""
-        try:
-            self._tiers.roll_call.merged(server)
-        except TierUnavailable as error:
-            if not was_answered(error):  # it may not be asked
-                raise
 
     @staticmethod
     def _servers(server: RedisServerInfo) -> tuple[tuple[ServerInfo, ...], str]:

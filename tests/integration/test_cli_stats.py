@@ -247,6 +247,23 @@ def test_a_server_that_refuses_info_is_no_failure(
     assert "Redis has refused to tell of itself." in watched.output
 
 
+def test_who_may_not_ask_processes_to_merge_sees_what_they_have_merged(
+    namespace: str, redis_factory: RedisServers, monkeypatch: Any
+) -> None:
+    server = redis_factory()
+    with server.client() as client:
+        client.execute_command("ACL SETUSER limited on >secret ~* &* +@all -publish")
+    url = server.url().replace("redis://", "redis://limited:secret@")
+    with closing(cached_app(namespace, url)) as app:
+        monkeypatch.setattr(top, "wait", lambda seconds: None)
+        watched, done = running(app)("top", "--once"), running(app)("stats")
+        reported = CacheTiers(app).reporting.make()
+
+    assert watched.exit_code == 0, watched.output
+    assert done.exit_code == 0
+    assert reported is not None
+
+
 def test_without_redis_stats_says_where_the_counters_are(namespace: str) -> None:
     with closing(cached_app(namespace, result_backend=None)) as app:
         done = running(app)("stats")
