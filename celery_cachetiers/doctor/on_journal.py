@@ -17,7 +17,6 @@ LATE: Final = 6
 """Flushes (or reports) that may fail to come before somebody is told."""
 LEAST_LATE: Final = 30.0
 """Seconds that a write may wait in any case: a flush goes on for so long."""
-REPORT_EVERY: Final = 60.0
 NEARLY_FULL: Final = 0.8
 WAITAOF_SINCE: Final = (7, 2)
 
@@ -139,8 +138,8 @@ def _waiting(name: str, backlog: Backlog, subject: Subject, now: float) -> Itera
 
 def beat(subject: Subject, facts: Facts) -> Iterator[Finding]:
     """``beat``: whether it runs, as far as what it has done can tell."""
-    every = float(getattr(subject.settings, "report_every", REPORT_EVERY))
-    if facts.last_report is not None:
+    every = subject.settings.report_every if subject.settings.enabled else None  # then none is to be made
+    if facts.last_report is not None and every is not None:
         age = max(facts.now - facts.last_report, 0.0)
         if age > LATE * every:
             yield warning(

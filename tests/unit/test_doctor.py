@@ -596,6 +596,15 @@ def test_beat_is_known_by_its_last_report(app: Celery, age: float, level: str) -
     assert levels(on_journal.beat, of(app), replace(FACTS, last_report=NOW - age)) == {"beat": level}
 
 
+@pytest.mark.parametrize("setting", [{"cachetiers_report_every": None}, {"cachetiers_enabled": False}])
+def test_where_none_is_to_be_made_an_old_report_tells_nothing_of_beat(app: Celery, setting: dict[str, Any]) -> None:
+    app.conf.update(setting)
+    facts = replace(FACTS, last_report=NOW - 100_000)
+    alone, writing = levels(on_journal.beat, of(app), facts), levels(on_journal.beat, behind(app), facts)
+
+    assert (alone, writing) == ({}, {"beat": "info"})
+
+
 def test_without_a_report_it_is_not_known_whether_beat_runs(app: Celery) -> None:
     subject = behind(app)
 
