@@ -14,6 +14,7 @@ from typing import Any, Final
 from celery import bootsteps
 from celery.worker.control import control_command, inspect_command
 
+from celery_cachetiers.amounts import counted
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.known import complaint
@@ -83,8 +84,8 @@ def _brief(answer: Mapping[str, Any], task: str | None) -> dict[str, Any]:
 
 
 def _said(entries: int, processes: int, silent: list[int]) -> str:
-    dropped = "1 entry" if entries == 1 else f"{entries} entries"
-    text = f"{dropped} dropped, L1 is empty in {'1 process' if processes == 1 else f'{processes} processes'}"
+    dropped, emptied = counted(entries, "entry", "entries"), counted(processes, "process", "processes")
+    text = f"{dropped} dropped, L1 is empty in {emptied}"
     if silent:
         text += f"; no answer from {len(silent)}, which have not used the cache yet, or cannot be reached"
     return text

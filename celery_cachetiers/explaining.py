@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+from celery_cachetiers.amounts import span
 from celery_cachetiers.inspected import Server
 from celery_cachetiers.policy import Policy
-from celery_cachetiers.why import WhyEntry, WhyL1, WhyLease, WhyOutcome, WhyTag, WhyWrite, span
+from celery_cachetiers.why import WhyEntry, WhyL1, WhyLease, WhyOutcome, WhyTag, WhyWrite
 
 HITS: Final = ("hit", "stale hit")
 UNKNOWN_L1: Final = WhyL1(used=True, trusted=False)

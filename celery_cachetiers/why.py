@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from celery_cachetiers.amounts import counted, span
+
 _ABSENT: Final = {"none": "the app has none", "left alone": "left alone after a failure"}
 LONGEST: Final = 160
 """Characters of a value in a printed line."""
@@ -146,7 +148,7 @@ class WhyLease:
     def __str__(self) -> str:
         who = f"task {self.task_id}" if self.task_id else "a direct call"
         age = "current" if self.current else "out of date: a tag was invalidated since it was taken"
-        waiting = f"{self.waiting} {'process waits' if self.waiting == 1 else 'processes wait'}"
+        waiting = counted(self.waiting, "process waits", "processes wait")
         return f"{self.state}, {who}, {span(self.seconds_left)} left, {age}; {waiting}"
 
 
@@ -279,20 +281,6 @@ def _call(arguments: Mapping[str, object]) -> str:
 def _short(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
-
-
-def span(seconds: float) -> str:
-    """Seconds for people.
-
-    >>> span(0.0123), span(12.34), span(7200), span(300000)
-    ('12 ms', '12.3 s', '2.0 h', '3.5 d')
-    """
-    if seconds < 1:
-        return f"{max(seconds, 0) * 1000:.0f} ms"
-    for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds / 86400:.1f} d" if seconds >= 172800 else f"{seconds / 3600:.1f} h"
 
 
 def _plain(value: Any) -> Any:

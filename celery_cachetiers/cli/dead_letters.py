@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from celery_cachetiers.amounts import counted
 from celery_cachetiers.cli.common import (
     LEFT,
     Failed,
@@ -52,7 +53,7 @@ def list_them(ctx: click.Context, sink: str | None, limit: int, as_json: bool) -
     elif not found:
         click.echo("Nothing was given up.")
     elif there > len(found):
-        click.echo(f"{len(found)} of {_writes(there)} shown.")
+        click.echo(f"{len(found)} of {counted(there, 'write')} shown.")
 
 
 @dead_letter.command()
@@ -119,7 +120,7 @@ def _check_choice(keys: tuple[str, ...], everything: bool) -> None:
 
 def _ask(letter: DeadLetter, keys: tuple[str, ...]) -> None:
     number = len(keys) or letter.count()
-    click.confirm(f"Remove {_writes(number)} of sink {letter.sink} for good?", abort=True)
+    click.confirm(f"Remove {counted(number, 'write')} of sink {letter.sink} for good?", abort=True)
 
 
 def _report(
@@ -130,17 +131,13 @@ def _report(
         more = {} if overtaken is None else {"overtaken": overtaken}
         print_json({what: done, **more, "unknown": unknown})
     else:
-        click.echo(f"{_writes(done)} {what}.")
+        click.echo(f"{counted(done, 'write')} {what}.")
         if overtaken:
-            click.echo(f"{_writes(overtaken)} dropped: overtaken by newer ones of the same keys.")
+            click.echo(f"{counted(overtaken, 'write')} dropped: overtaken by newer ones of the same keys.")
         if unknown:
             click.echo(f"{unknown} of the keys are not in the dead-letter.", err=True)
     if unknown:
         ctx.exit(LEFT)
-
-
-def _writes(number: int) -> str:
-    return "1 write" if number == 1 else f"{number} writes"
 
 
 # -- a write as it is shown -------------------------------------------------------------------------------------------

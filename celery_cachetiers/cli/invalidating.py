@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from celery_cachetiers.amounts import counted
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.cli.common import Refused, as_json, extension, print_json
 from celery_cachetiers.cli.names import check_task
@@ -47,7 +48,9 @@ def invalidate(
     if as_json:
         print_json(done)
     else:
-        click.echo(f"Invalidated: {', '.join(_counted(kind, names) for kind, names in done.items() if names)}.")
+        click.echo(
+            f"Invalidated: {', '.join(counted(len(names), kind[:-1]) for kind, names in done.items() if names)}."
+        )
 
 
 @click.command()
@@ -74,7 +77,8 @@ def clear(ctx: click.Context, task: str | None, yes: bool, as_json: bool) -> Non
     if waiting is None:
         click.echo("How many writes wait for their sinks is not known; they are not touched.")
     elif left := sum(waiting.values()):
-        click.echo(f"{_writes(left)}: not touched, and a key with such a write is answered with it until then.")
+        writes = counted(left, "write waits for its sink", "writes wait for their sinks")
+        click.echo(f"{writes}: not touched, and a key with such a write is answered with it until then.")
 
 
 def _pending(tiers: CacheTiers, task: str | None) -> dict[str, int] | None:
@@ -113,11 +117,3 @@ def _ask(namespace: str, as_json: bool) -> None:
 
 def _can_ask() -> bool:
     return sys.stdin.isatty()
-
-
-def _counted(kind: str, names: Sequence[str]) -> str:
-    return f"{len(names)} {kind if len(names) > 1 else kind[:-1]}"
-
-
-def _writes(number: int) -> str:
-    return "1 write waits for its sink" if number == 1 else f"{number} writes wait for their sinks"

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import click
 
+from celery_cachetiers.amounts import percent
 from celery_cachetiers.cli.common import Failed, Refused, as_json, extension, instant, print_json, print_table
 from celery_cachetiers.metrics.report import Report
 from celery_cachetiers.metrics.report_json import report_as_dict
@@ -63,13 +64,9 @@ def report(ctx: click.Context, since: float, plot: Path | None, as_json: bool) -
 def _row(made: Report) -> tuple[str, ...]:
     total, why = made.total, ", ".join(reason.name for reason in made.reasons)
     return (
-        instant(made.at), str(made.requests), _percent(made.ratio), str(total.coalesced), f"{total.seconds_saved:.1f}",
-        _percent(made.server_ratio), why or "-",
+        instant(made.at), str(made.requests), percent(made.ratio), str(total.coalesced), f"{total.seconds_saved:.1f}",
+        percent(made.server_ratio), why or "-",
     )  # fmt: skip
-
-
-def _percent(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{int(1000 * ratio + 1e-9) / 10:.1f} %"
 
 
 def _draw(made: Sequence[Report], path: Path) -> None:

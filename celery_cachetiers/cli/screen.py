@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+from celery_cachetiers.amounts import percent, size
 from celery_cachetiers.cli.common import UNLIMITED
 from celery_cachetiers.cli.fitting import Table, fitted
 from celery_cachetiers.cli.intervals import Interval
-from celery_cachetiers.cli.numbers import percent, rate, size, sparkline
+from celery_cachetiers.cli.numbers import rate, sparkline
 from celery_cachetiers.metrics.tally import Tally
 
 ROWS: Final = 8

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
+from celery_cachetiers.amounts import counted, percent, size, span
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.cli.common import as_json, extension, print_json, print_table
 from celery_cachetiers.cli.names import check_task
-from celery_cachetiers.cli.numbers import percent, seconds, size
 from celery_cachetiers.client import was_answered
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.server_info import ServerInfo, Traffic
@@ -56,7 +56,7 @@ def stats(ctx: click.Context, task: str | None, as_json: bool) -> None:
     if note is not None:
         click.echo(note)
     if late:
-        who = "1 process has" if late == 1 else f"{late} processes have"
+        who = counted(late, "process has", "processes have")
         click.echo(f"{who} not merged in time: up to 10 s of what was counted may be missing.")
 
 
@@ -100,13 +100,13 @@ def _print_tasks(found: Mapping[str, Any], task: str | None) -> None:
 def _row(name: str, counted: Mapping[str, Any], trouble: Sequence[str]) -> tuple[object, ...]:
     calls = [counted[each] for each in ("l1_hits", "l2_hits", "stale_hits", "journal_hits", "coalesced", "misses")]
     mean, wait = _mean(counted, "compute_seconds", "computes"), _mean(counted, "wait_seconds", "waits")
-    saved, others = seconds(counted["seconds_saved"]), (counted[each] for each in trouble)
+    saved, others = span(counted["seconds_saved"]), (counted[each] for each in trouble)
     times = (counted["computes"], mean, saved, counted["waits"], wait)
     return (name, *calls, percent(counted["hit_ratio"]), *times, *others)
 
 
 def _mean(counted: Mapping[str, Any], total: str, times: str) -> str:
-    return seconds(counted[total] / counted[times]) if counted[times] else "-"
+    return span(counted[total] / counted[times]) if counted[times] else "-"
 
 
 def _print_invalidated(invalidated: Mapping[str, int]) -> None:
@@ -124,7 +124,7 @@ def _about(info: ServerInfo | None, ratio: float | None) -> Iterator[str]:
     limit = f" of {size(info.maxmemory)}" if info.maxmemory else ""
     policy = f" ({info.maxmemory_policy})" if info.maxmemory_policy else ""
     yield (
-        f"Redis {info.redis_version}, up {seconds(info.uptime_in_seconds)}: {size(info.used_memory)}{limit} "
+        f"Redis {info.redis_version}, up {span(info.uptime_in_seconds)}: {size(info.used_memory)}{limit} "
         f"used{policy}, {info.connected_clients} clients"
     )
     looked = Traffic(info.keyspace_hits, info.keyspace_misses).hit_ratio

@@ -79,30 +79,3 @@ def some(names: Iterable[str], many: int = 5) -> str:
     each = sorted(names)
     rest = len(each) - many
     return ", ".join(each[:many]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def size(number: float) -> str:
-    """Bytes for people.
-
-    >>> size(3 * 1024**2), size(900)
-    ('3.0 MiB', '900 B')
-    """
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024 or unit == "GiB":
-            break
-        number /= 1024
-    return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-
-
-def span(seconds: float) -> str:
-    """A duration for people.
-
-    >>> span(0.00042), span(0.25), span(90), span(7200)
-    ('0.42 ms', '250 ms', '90 s', '2 h')
-    """
-    if seconds < 1:
-        return f"{seconds * 1000:.2g} ms" if seconds < 0.1 else f"{seconds * 1000:.0f} ms"
-    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} s"

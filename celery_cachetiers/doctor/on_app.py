@@ -9,9 +9,10 @@ from typing import Final
 from kombu.serialization import registry as _registry  # type: ignore[attr-defined]  # not in celery-types 0.26
 from packaging.requirements import Requirement
 
+from celery_cachetiers.amounts import span
 from celery_cachetiers.broker_limits import TIMEOUT_NAMES
 from celery_cachetiers.doctor.facts import Facts
-from celery_cachetiers.doctor.findings import Finding, error, info, ok, some, span, warning
+from celery_cachetiers.doctor.findings import Finding, error, info, ok, some, warning
 from celery_cachetiers.doctor.subject import Subject
 from celery_cachetiers.identity import DISTRIBUTION
 

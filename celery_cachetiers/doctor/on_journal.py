@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from celery_cachetiers.amounts import counted, span
 from celery_cachetiers.doctor import on_server
 from celery_cachetiers.doctor.facts import Facts, ServerAnswers
-from celery_cachetiers.doctor.findings import Finding, error, info, ok, some, span, unknown, warning
+from celery_cachetiers.doctor.findings import Finding, error, info, ok, some, unknown, warning
 from celery_cachetiers.doctor.subject import Subject
 from celery_cachetiers.journal_port import Backlog
 from celery_cachetiers.server_info import ServerInfo
@@ -109,7 +110,7 @@ def backlogs(subject: Subject, facts: Facts) -> Iterator[Finding]:
         if backlog.buried:
             yield warning(
                 "dead-letter",
-                f"{name} has {backlog.buried} writes that were given up",
+                f"{name} has {counted(backlog.buried, 'write that was', 'writes that were')} given up",
                 f"celery -A ... cachetiers dead-letter list {name}; then retry or drop them",
             )
 
@@ -119,10 +120,11 @@ def _waiting(name: str, backlog: Backlog, subject: Subject, now: float) -> Itera
     limit = max(LATE * subject.settings.flush_every, LEAST_LATE)
     sink = registered().get(name)
     most = sink.options.max_pending if sink is not None else 0
+    waiting = counted(backlog.pending, "write waits", "writes wait")
     if age > limit:
         yield warning(
             "backlog",
-            f"{name}: {backlog.pending} writes wait, the oldest for {span(age)}, and a flush should come every "
+            f"{name}: {waiting}, the oldest for {span(age)}, and a flush should come every "
             f"{span(subject.settings.flush_every)}",
             "see that beat runs, that a worker takes the queue of the flushes, and that the sink does not fail",
         )
@@ -133,7 +135,7 @@ def _waiting(name: str, backlog: Backlog, subject: Subject, now: float) -> Itera
             "flush more often, raise batch_size or max_pending, or make the sink faster",
         )
     else:
-        yield ok("backlog", f"{name}: {backlog.pending} writes wait")
+        yield ok("backlog", f"{name}: {waiting}")
 
 
 def beat(subject: Subject, facts: Facts) -> Iterator[Finding]:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Final
 
+from celery_cachetiers.amounts import counted, size, span
 from celery_cachetiers.doctor import rights
 from celery_cachetiers.doctor.facts import Facts, ServerAnswers
-from celery_cachetiers.doctor.findings import Finding, error, info, ok, size, some, span, unknown, warning
+from celery_cachetiers.doctor.findings import Finding, error, info, ok, some, unknown, warning
 from celery_cachetiers.doctor.subject import Subject
 
 OLDEST: Final = (6, 2)
@@ -106,7 +107,7 @@ def memory(server: ServerAnswers, subject: Subject) -> Iterator[Finding]:
     if told.evicted_keys:
         yield info(
             "evicted",
-            f"{told.evicted_keys} keys were evicted since the server started: each was a miss",
+            f"{counted(told.evicted_keys, 'key was', 'keys were')} evicted since the server started: each was a miss",
             "raise maxmemory, if hits are missed; lower ttl, or cache less",
         )
 

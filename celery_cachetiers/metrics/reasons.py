@@ -8,9 +8,10 @@ that Redis has evicted; and the rest, whose time was over. A heap is told of whe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from celery_cachetiers.amounts import counted, span
 from celery_cachetiers.metrics.interval import Interval
 from celery_cachetiers.metrics.tally import OTHERS, Tally
 from celery_cachetiers.templates import task_of
@@ -146,7 +147,7 @@ def _notable(name: str, calls: Mapping[str, int], of: int) -> Reason | None:
 
 
 def _told(reason: Reason, text: str, numbers: Mapping[str, float] | None = None) -> Reason:
-    return Reason(reason.name, reason.calls, reason.of, reason.tasks, numbers or {}, text)
+    return replace(reason, numbers=numbers or {}, text=text)
 
 
 def _distinct_keys(reason: Reason, seen: Interval) -> Reason:
@@ -184,8 +185,8 @@ def _evicted(reason: Reason, seen: Interval) -> Reason:
     assert seen.traffic is not None
     evicted = seen.traffic.evicted_keys
     text = (
-        f"{_misses(reason)} were of entries that had gone while Redis evicted {evicted} keys: it is full. Give it more "
-        "memory, a Redis of its own, or fewer and smaller entries"
+        f"{_misses(reason)} were of entries that had gone while Redis evicted {counted(evicted, 'key')}: it is full. "
+        "Give it more memory, a Redis of its own, or fewer and smaller entries"
     )
     return _told(reason, text, {"evicted_keys": evicted})
 
@@ -210,7 +211,9 @@ def _not_stored(reason: Reason, seen: Interval) -> Reason:
 
 def _unreachable(reason: Reason, seen: Interval) -> Reason:
     failed = seen.counted.total.failed_open
-    text = f"{_misses(reason)} went without Redis, which did not answer, or not in time: {failed} steps failed"
+    text = (
+        f"{_misses(reason)} went without Redis, which did not answer, or not in time: {counted(failed, 'step')} failed"
+    )
     return _told(reason, text, {"failed_open": failed})
 
 
@@ -254,11 +257,7 @@ def _cheap(seen: Interval, round_trip: float | None) -> Iterator[Reason]:
     if told is not None:
         mean = max(means[name] for name in calls)
         text = (
-            f"{told.calls} of {told.of} calls ({', '.join(told.tasks)}) compute in {_ms(mean)} or less on average, and "
-            f"a look in Redis takes {_ms(round_trip)}: without the cache they are faster"
+            f"{told.calls} of {told.of} calls ({', '.join(told.tasks)}) compute in {span(mean)} or less on average, "
+            f"and a look in Redis takes {span(round_trip)}: without the cache they are faster"
         )
         yield _told(told, text, {"compute_seconds": mean, "round_trip_seconds": round_trip})
-
-
-def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:.2f} ms"

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from celery_cachetiers.amounts import percent, size
 from celery_cachetiers.metrics.interval import Moment, interval, so_far
 from celery_cachetiers.metrics.reasons import Reason, reasons, uncacheable
 from celery_cachetiers.metrics.tally import Tally
@@ -118,8 +119,8 @@ def _parts(made: Report) -> Iterator[str]:
     if ratio is None:
         yield f"hit ratio: none, as there were no requests {span}"
     else:
-        below = f", below the target of {_percent(made.target)}" if made.below else ""
-        yield f"hit ratio {_percent(ratio)} of {made.requests} requests {span}{below}"
+        below = f", below the target of {percent(made.target)}" if made.below else ""
+        yield f"hit ratio {percent(ratio)} of {made.requests} requests {span}{below}"
     yield f"{total.hits} hits, {total.misses} misses, {total.coalesced} coalesced, {total.seconds_saved:.1f} s saved"
     if not made.complete:
         yield "the counters began anew meanwhile"
@@ -135,25 +136,12 @@ def _of_server(made: Report) -> str:
     if made.traffic is not None:
         lookups = made.traffic.keyspace_hits + made.traffic.keyspace_misses
         ratio = made.server_ratio
-        found = f"{_percent(ratio)} of {lookups} lookups found" if ratio is not None else "no lookups"
+        found = f"{percent(ratio)} of {lookups} lookups found" if ratio is not None else "no lookups"
         parts += [found, f"{made.traffic.evicted_keys} evicted", f"{made.traffic.expired_keys} expired"]
         if not made.traffic.complete:
             parts.append("counted since it started or was reset")
     used, most = sum(each.used_memory for each in made.servers), sum(each.maxmemory for each in made.servers)
     policy = ", ".join(sorted({each.maxmemory_policy for each in made.servers if each.maxmemory_policy}))
-    parts.append(f"{_mebibytes(used)} of {_mebibytes(most)} used ({policy})" if most else f"{_mebibytes(used)} used")
+    parts.append(f"{size(used)} of {size(most)} used ({policy})" if most else f"{size(used)} used")
     parts.append(f"{sum(each.connected_clients for each in made.servers)} clients")
     return "all that uses this Redis server, broker and results included: " + ", ".join(parts)
-
-
-def _percent(ratio: float) -> str:
-    """A ratio for people.
-
-    >>> _percent(0.9312), _percent(0.89996)
-    ('93.1 %', '89.9 %')
-    """
-    return f"{int(ratio * 1000 + 1e-9) / 10:.1f} %"  # never rounded up to a target that was not reached
-
-
-def _mebibytes(count: int) -> str:
-    return f"{count / 1024**2:.1f} MiB"

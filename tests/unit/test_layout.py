@@ -56,6 +56,7 @@ LAYERS = {
             "server_info",
             "why",
             "address",
+            "amounts",
         ),
     ),
     "ports": Layer(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from celery_cachetiers.control import _said
+from celery_cachetiers.doctor import on_journal
+from celery_cachetiers.doctor.facts import Facts
 from celery_cachetiers.doctor.findings import Finding
+from celery_cachetiers.journal_port import Backlog
 
 
 @pytest.mark.parametrize(
@@ -30,3 +35,14 @@ def test_findings_are_counted_by_level(capsys: pytest.CaptureFixture[str], level
 )
 def test_entries_that_were_dropped_are_counted(entries: int, processes: int, said: str) -> None:
     assert _said(entries, processes, []) == said
+
+
+@pytest.mark.parametrize(
+    ("number", "waits", "gone"),
+    [(1, "1 write waits", "1 write that was given up"), (2, "2 writes wait", "2 writes that were given up")],
+)
+def test_the_writes_of_a_sink_are_counted(number: int, waits: str, gone: str) -> None:
+    subject: Any = SimpleNamespace(behind={"rows": None}, settings=SimpleNamespace(flush_every=5.0))
+    found = on_journal.backlogs(subject, Facts(100.0, backlogs={"rows": Backlog(number, 99.0, number)}))
+
+    assert [finding.found for finding in found] == [f"rows: {waits}", f"rows has {gone}"]
