@@ -61,13 +61,28 @@ def trouble_of(error: TierUnavailable) -> str:
 
 
 def print_json(value: object) -> None:
-    """Prints a value; what JSON does not have as its repr."""
-    click.echo(json.dumps(value, default=repr, indent=2))
+    """Prints a value; what JSON does not have, and keys of which it would not make text, as their repr."""
+    click.echo(json.dumps(_with_keys(value), default=repr, indent=2))
 
 
 def print_json_line(value: object) -> None:
     """The same in one line, for those who read line by line."""
-    click.echo(json.dumps(value, default=repr))
+    click.echo(json.dumps(_with_keys(value), default=repr))
+
+
+def _with_keys(value: object) -> object:
+    """A value whose mappings have keys that JSON can have: pickled values have others.
+
+    >>> _with_keys([{1: "a", (1, 2): {None: 0}}])
+    [{1: 'a', '(1, 2)': {None: 0}}]
+    """
+    if isinstance(value, dict):
+        return {key if _is_plain(key) else repr(key): _with_keys(each) for key, each in value.items()}
+    return [_with_keys(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def _is_plain(key: object) -> bool:
+    return key is None or isinstance(key, (str, int, float))
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -217,6 +217,19 @@ def test_get_tells_none_from_nothing(app: Celery, run: Run) -> None:
     assert (done.exit_code, done.stdout) == (0, "None\n")
 
 
+def test_get_gives_a_value_as_json_whose_keys_are_no_text(app: Celery, run: Run) -> None:
+    app.conf.accept_content = ["json", "pickle"]
+
+    @app.task(base=CachedTask, name="board", cache_serializer="pickle")
+    def board() -> dict[Any, Any]:
+        return {(1, 2): "x", 3: ["y"]}
+
+    board()
+    done = run("get", "board", "--json")
+
+    assert json.loads(done.stdout)["value"] == {"(1, 2)": "x", "3": ["y"]}
+
+
 def test_get_prints_what_waits_for_its_sink(app: Celery, run: Run, own_sinks: None) -> None:
     sink("rows")(lambda writes: None)
 
