@@ -77,7 +77,7 @@ def serving(app: Celery, host: str, port: int) -> Iterator[str]:
     registry.register(CacheTiersCollector(app))
     server, thread = start_http_server(port, host, registry)
     try:
-        yield f"http://{host}:{server.server_port}/metrics"
+        yield f"http://{f'[{host}]' if ':' in host else host}:{server.server_port}/metrics"
     finally:
         server.shutdown()
         server.server_close()

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from celery_cachetiers import CachedTask, CacheTiers, ConfigurationError, sink
 from celery_cachetiers.cli import cachetiers
 from celery_cachetiers.metrics.exported import METRICS
-from celery_cachetiers.prometheus import CacheTiersCollector
+from celery_cachetiers.prometheus import CacheTiersCollector, serving
 from tests.integration.apps.behind_tasks import BehindDeployment
 from tests.integration.apps.local import cached_app, closing, run_python, wait_listening
 from tests.processes import ROOT
@@ -404,6 +404,19 @@ def test_the_exporter_serves_until_it_is_told_to_end(exporter: Callable[..., Exp
     assert one(found, "misses_total", task="total") == 1
     assert one(found, "up") == 1
     assert running.end(number) == 0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_url_that_is_told_can_be_opened(app: Celery, host: str) -> None:
+    try:
+        socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        pytest.skip(f"no {host} here: {error}")
+
+    with serving(app, host, 0) as url, urllib.request.urlopen(url, timeout=20) as answer:
+        found = parsed(answer.read().decode())
+
+    assert one(found, "up") == 1
 
 
 def test_a_port_that_is_taken_is_said_in_one_line(app: Celery) -> None:
