@@ -11,6 +11,7 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from celery import Celery
@@ -417,6 +418,7 @@ def test_the_url_that_is_told_can_be_opened(app: Celery, host: str) -> None:
         found = parsed(answer.read().decode())
 
     assert one(found, "up") == 1
+    assert urlsplit(url).hostname == host  # urllib opens one without brackets, too
 
 
 def test_a_port_that_is_taken_is_said_in_one_line(app: Celery) -> None:
