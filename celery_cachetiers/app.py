@@ -25,6 +25,7 @@ from celery_cachetiers.commits import Wait, check_on_commit, open_transactions
 from celery_cachetiers.counting import Counting, listen
 from celery_cachetiers.events import Event, Events
 from celery_cachetiers.installed import EVERYWHERE
+from celery_cachetiers.keys import checked_key
 from celery_cachetiers.leases.keeper import Keeper
 from celery_cachetiers.logs import listen as listen_to_events
 from celery_cachetiers.metrics.tally import Counters
@@ -229,9 +230,8 @@ class CacheTiers:
 
     def invalidate_key(self, key: str, on_commit: Any = None) -> None:
         """Removes one entry by its key, as ``task.cache.key(...)`` gives it; a leader that computes it is refused."""
-        if not isinstance(key, str) or len(key) != 32 or not set(key) <= set("0123456789abcdef"):
-            raise ValueError(f"{key!r} is not a key: 32 hex characters, as task.cache.key(...) returns them")
-        self.when_committed(lambda: self.cache.invalidate_key(key), on_commit, "invalidate_key", key)
+        digest = checked_key(key)
+        self.when_committed(lambda: self.cache.invalidate_key(digest), on_commit, "invalidate_key", digest)
 
     def clear(self, task: str | None = None, on_commit: Any = None) -> None:
         """Makes every entry of one task (by name), or of the whole namespace, a miss. Costs: 1 round trip."""

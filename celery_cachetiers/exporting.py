@@ -67,8 +67,9 @@ class Readings:
         yield Sample(exported.L1_ENTRIES, (), gauges["l1_entries"])
         yield Sample(exported.L1_BYTES, (), gauges["l1_bytes"])
         yield Sample(exported.L1_TRUSTED, (), parts.l1.trusted())
-        if self._tiers.breaker is not None:
-            yield Sample(exported.BREAKER, (), not self._tiers.breaker.closed)
+        breaker = self._tiers.counting.breaker()
+        if breaker is not None:
+            yield Sample(exported.BREAKER, (), breaker == "open")
 
     def _everywhere(self) -> Iterator[Sample]:
         try:

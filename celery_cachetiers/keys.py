@@ -23,6 +23,13 @@ KEY_FORMAT: Final = 1
 _LONGEST_SHORT_TEXT: Final = 600
 
 
+def checked_key(key: object) -> str:
+    """What is a key, as ``task.cache.key(...)`` gives it. Raises `ValueError` for anything else."""
+    if not isinstance(key, str) or len(key) != 32 or not set(key) <= set("0123456789abcdef"):
+        raise ValueError(f"{key!r} is not a key: 32 hex characters, as task.cache.key(...) returns them")
+    return key
+
+
 @dataclass(frozen=True, slots=True)
 class KeyMaker:
     """Makes the keys of one task's calls.

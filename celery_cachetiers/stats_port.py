@@ -13,6 +13,9 @@ Numbers = Mapping[str, int | float]
 HotKey = tuple[str, str]
 """A task and the key of one of its entries."""
 
+OTHERS: Final = "@others"
+"""The pattern, or the counter, that stands for all that are not told apart."""
+
 HALF: Final = 60.0
 """Seconds after which a call to a hot key counts half."""
 

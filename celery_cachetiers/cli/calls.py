@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from celery_cachetiers.app import CacheTiers
-from celery_cachetiers.cli.common import Refused
-from celery_cachetiers.known import complaint
+from celery_cachetiers.cli.names import check_task
 
 
 def _json_of(kind: type, example: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:
@@ -39,6 +38,5 @@ def a_call(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def task_named(tiers: CacheTiers, name: str) -> Any:
     """The cached task of a name. Raises `Refused`, with those that it was probably meant to be."""
-    if wrong := complaint(tiers.app, name):
-        raise Refused(wrong)
+    check_task(tiers, name)
     return tiers.app.tasks[name]

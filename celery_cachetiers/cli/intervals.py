@@ -11,7 +11,7 @@ from celery_cachetiers.client import was_answered
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.journal_port import Backlog
 from celery_cachetiers.metrics.tally import Tally
-from celery_cachetiers.metrics.totals import Totals, added
+from celery_cachetiers.metrics.totals import Totals, added, since
 from celery_cachetiers.server_info import ServerInfo, traffic
 from celery_cachetiers.sinks import registered
 from celery_cachetiers.stats_port import HALF, HotKey
@@ -108,7 +108,7 @@ def read(tiers: CacheTiers, server: RedisServerInfo, at: float) -> Reading:
 
 def between(before: Reading, after: Reading) -> Interval:
     """What has happened; a counter that has gone down meanwhile, as Redis was flushed, counts as 0."""
-    tasks = {name: _less(row, before.totals.tasks.get(name, Tally())) for name, row in after.totals.tasks.items()}
+    tasks = {name: since(row, before.totals.tasks.get(name, Tally())) for name, row in after.totals.tasks.items()}
     seen = before.totals.invalidated
     invalidated = {name: count - seen.get(name, 0) for name, count in after.totals.invalidated.items()}
     seconds = after.at - before.at
@@ -131,10 +131,6 @@ def _called(before: Mapping[HotKey, float], after: Mapping[HotKey, float], secon
 
 def _most(counts: Mapping[_Name, _Number], at_most: int | None = None) -> dict[_Name, _Number]:
     return dict(sorted(counts.items(), key=lambda row: -row[1])[:at_most])
-
-
-def _less(now: Tally, before: Tally) -> Tally:
-    return Tally(**{each.name: max(getattr(now, each.name) - getattr(before, each.name), 0) for each in fields(Tally)})
 
 
 def _commands(before: ServerInfo | None, after: ServerInfo | None) -> int | None:

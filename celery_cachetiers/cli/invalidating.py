@@ -17,6 +17,7 @@ from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.cli.common import Refused, as_json, extension, print_json
 from celery_cachetiers.cli.names import check_task
 from celery_cachetiers.errors import TagError, TierUnavailable
+from celery_cachetiers.keys import checked_key
 from celery_cachetiers.sinks import registered
 from celery_cachetiers.templates import checked_tag
 
@@ -94,14 +95,13 @@ def _check(tiers: CacheTiers, tags: Sequence[str], keys: Sequence[str], tasks: S
     """Passes what can be carried out."""
     if tiers.where() is None:
         raise Refused("the app has no Redis: no other process would hear of it")
-    for tag in tags:
-        try:
+    try:
+        for tag in tags:
             checked_tag(tag)
-        except TagError as error:
-            raise Refused(str(error)) from error
-    for key in keys:
-        if len(key) != 32 or not set(key) <= set("0123456789abcdef"):
-            raise Refused(f"{key!r} is not a key: 32 hex characters, as task.cache.key(...) returns them")
+        for key in keys:
+            checked_key(key)
+    except (TagError, ValueError) as error:
+        raise Refused(str(error)) from error
     counted: Any = tiers.counting.totals().tasks if tasks else ()
     for task in tasks:
         check_task(tiers, task, counted)

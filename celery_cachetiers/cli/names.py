@@ -9,7 +9,7 @@ from celery_cachetiers.cli.common import Refused
 from celery_cachetiers.known import complaint
 
 
-def check_task(tiers: CacheTiers, name: str, counted: Iterable[str]) -> None:
+def check_task(tiers: CacheTiers, name: str, counted: Iterable[str] = ()) -> None:
     """Passes for a memoized task of the app, and for one that was counted: another app of the namespace may have it.
 
     Raises:

@@ -22,6 +22,7 @@ from celery_cachetiers.errors import ConfigurationError, TierUnavailable
 from celery_cachetiers.journal_port import Backlog
 from celery_cachetiers.server_info import server_info
 from celery_cachetiers.tiers.layout import Layout
+from celery_cachetiers.tiers.redis_reports import HISTORY
 
 ROUND_TRIPS: Final = 5
 SECONDS: Final = 5.0
@@ -39,7 +40,6 @@ class Conversation:
     def __init__(self, client: RedisClient, seconds: float = SECONDS) -> None:
         self._deadline = time.monotonic() + seconds
         self._connection = client.open()
-        self.knows_run_id = bool(self._connection.run_id)
 
     def ask(self, *command: str | int) -> Any:
         """The answer; an exception of redis-py's if the server refuses."""
@@ -165,7 +165,7 @@ def _is_denial(answer: Any) -> bool:
 def last_report_at(client: RedisClient, layout: Layout) -> float | None:
     """Epoch seconds of the newest entry in the history of hit-ratio reports; ``None`` without any, or if unknown."""
     try:
-        newest = client.call(lambda _: ("XREVRANGE", layout.stats("@history"), "+", "-", "COUNT", 1), must_try=True)
+        newest = client.call(lambda _: ("XREVRANGE", layout.stats(HISTORY), "+", "-", "COUNT", 1), must_try=True)
         return int(newest[0][0].partition(b"-")[0]) / 1000 if newest else None
     except (TierUnavailable, ValueError, IndexError, AttributeError):
         return None

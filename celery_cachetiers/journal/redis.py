@@ -97,9 +97,8 @@ class RedisJournal:
         except TierUnavailable as error:
             if error.__cause__ is None or was_answered(error):  # not tried, or no use
                 raise
-            value, sequence = self._run(
-                _BEGIN, names, key
-            )  # a compute that could not look may be older than what waits
+            # Tried once more: a compute that could not look may be older than what waits.
+            value, sequence = self._run(_BEGIN, names, key)
         return (_record(key, value) if value else None), sequence
 
     def sequence(self, sink: str) -> int:

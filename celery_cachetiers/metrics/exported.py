@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from celery_cachetiers.metrics.tally import Tally
-from celery_cachetiers.metrics.totals import Totals, added
+from celery_cachetiers.metrics.totals import Totals, added, since
 
 OTHER: Final = "other"
 """In place of the task, or the pattern, for all that are not told apart."""
@@ -230,5 +230,4 @@ def _since(tally: Tally, before: Tally | None) -> Tally:
     """What was counted since; all of it if the counters started over."""
     if before is None or _began_anew(tally, before):
         return tally
-    changes = {each.name: getattr(tally, each.name) - getattr(before, each.name) for each in fields(Tally)}
-    return Tally(**changes)
+    return since(tally, before)

@@ -13,7 +13,8 @@ from typing import Final
 
 from celery_cachetiers.amounts import counted, span
 from celery_cachetiers.metrics.interval import Interval
-from celery_cachetiers.metrics.tally import OTHERS, Tally
+from celery_cachetiers.metrics.tally import Tally
+from celery_cachetiers.stats_port import OTHERS
 from celery_cachetiers.templates import task_of
 
 NOTABLE: Final = 0.1

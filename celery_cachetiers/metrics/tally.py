@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from celery_cachetiers.events import Event
-from celery_cachetiers.stats_port import HotKey, rank
+from celery_cachetiers.stats_port import OTHERS, HotKey, rank
 from celery_cachetiers.templates import task_of
 
 PATTERNS: Final = 1000
 """Patterns of invalidated tags that are told apart, in a process and in Redis; all others are `OTHERS`."""
-OTHERS: Final = "@others"
 MISSED: Final = 500
 """Keys that a process remembers to have missed since its last merge; of more, half and half again are left out."""
 

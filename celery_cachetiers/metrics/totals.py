@@ -82,6 +82,11 @@ def added(tallies: Iterable[Tally]) -> Tally:
     return total
 
 
+def since(now: Tally, before: Tally) -> Tally:
+    """What was counted between two readings; a counter that has gone down, as one may be taken back, counts as 0."""
+    return Tally(**{each.name: max(getattr(now, each.name) - getattr(before, each.name), 0) for each in fields(Tally)})
+
+
 def as_dict(tally: Tally) -> dict[str, Any]:
     """All counters by name, and what follows from them: ``hits``, ``hit_ratio``, ``seconds_saved``."""
     counted = {each.name: getattr(tally, each.name) for each in fields(Tally)}

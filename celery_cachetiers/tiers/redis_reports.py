@@ -15,7 +15,7 @@ KEPT: Final = 7 * 86400.0
 REPORTS: Final = 5000
 """Reports that are kept, about: one a minute for three and a half days."""
 
-_LAST, _HISTORY = "@report", "@history"
+LAST, HISTORY = "@report", "@history"
 _ADD = Script("report_add")
 
 
@@ -26,7 +26,7 @@ class RedisReports:
     """
 
     def __init__(self, client: RedisClient, layout: Layout) -> None:
-        self._client, self._last, self._history = client, layout.stats(_LAST), layout.stats(_HISTORY)
+        self._client, self._last, self._history = client, layout.stats(LAST), layout.stats(HISTORY)
 
     def last(self) -> Last | None:
         name, moment = self._client.call(lambda _: ("HMGET", self._last, "name", "moment"), must_try=True)

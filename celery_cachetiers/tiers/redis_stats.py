@@ -13,7 +13,7 @@ from hashlib import blake2b
 from typing import Any, Final
 
 from celery_cachetiers.client import Argument, Command, RedisClient, Script
-from celery_cachetiers.stats_port import HALF, HotKey, Merge, Numbers, Sums, rank
+from celery_cachetiers.stats_port import HALF, OTHERS, HotKey, Merge, Numbers, Sums, rank
 from celery_cachetiers.templates import escape_tag
 from celery_cachetiers.tiers.layout import Layout
 
@@ -24,7 +24,7 @@ REMEMBERED: Final = 3600.0
 AT_ONCE: Final = 500
 """Tasks that one round trip reads."""
 FIELDS: Final = 1000
-OTHERS: Final = "@others"
+"""Counters that a hash has at most; all others are `OTHERS`."""
 COOLED: Final = 10 * HALF
 """Seconds that hot keys outlive the last merge."""
 HOTTEST: Final = 200

@@ -11,7 +11,8 @@ from celery import Celery
 
 from celery_cachetiers import CacheTiers
 from celery_cachetiers.events import Event, Events
-from celery_cachetiers.metrics.tally import OTHERS, PATTERNS, Counters, ProcessTally, Tally
+from celery_cachetiers.metrics.tally import PATTERNS, Counters, ProcessTally, Tally
+from celery_cachetiers.stats_port import OTHERS
 
 
 def test_every_subscriber_hears_every_event_in_the_order_they_subscribed() -> None:
