@@ -75,8 +75,6 @@ class CacheTiers:
     in_memory: bool = False
     """True leaves Redis out at the next `reset`; for tests."""
     tasks: weakref.WeakSet[Any]
-    breaker: Breaker | None
-    """Of the connections to L2; ``None`` before the first call, and for an app that has memory only."""
     invalidations: dict[str, Invalidation]
     """What the app's tasks invalidate, by the name of the task."""
     _settings: Settings | None
@@ -100,7 +98,7 @@ class CacheTiers:
         feed(self)
         self.tasks, self.invalidations = weakref.WeakSet(), {}
         self._lock = threading.RLock()
-        self._settings, self._cache, self._writes, self.breaker = None, None, None, None
+        self._settings, self._cache, self._writes = None, None, None
         # Lives and dies with its app. Threads may bind their first tasks at once: one of them installs. (No lock, as
         # others may hold Celery's: what is bound while an app is finalized gets here too.)
         first: CacheTiers = app.__dict__.setdefault("_cachetiers", self)
@@ -265,8 +263,8 @@ class CacheTiers:
     def reset(self) -> None:
         """Closes connections and forgets settings, so that the next call reads ``app.conf`` anew; for tests."""
         with self._lock:
-            cache, self._cache, self._settings, self.breaker = self._cache, None, None, None
-            writes, self._writes = self._writes, None
+            cache, writes = self._cache, self._writes
+            self._settings, self._cache, self._writes = None, None, None
             for task in self.tasks:
                 task._memoized = None
         self.counting.reset()
@@ -289,8 +287,8 @@ class CacheTiers:
                 logger.warning("celery-cachetiers: no cachetiers_url and no Redis result backend: memory (L1) only")
             return TieredCache(Parts(l1, wake_ups, self.clock, self.events))
         url, options = where
-        self.breaker = Breaker(settings.breaker_window, self.clock, self._breaker_changed)
-        client = RedisClient(url, settings.timeout, self.breaker, **options)
+        breaker = Breaker(settings.breaker_window, self.clock, self._breaker_changed)
+        client = RedisClient(url, settings.timeout, breaker, **options)
         layout = Layout(settings.namespace)
         ears = Ears(l1, wake_ups, self.events, self.roll_call.answer)
         tracking = Tracking(client, layout, l1, ears, self.clock) if isinstance(l1, TrackedTier) else None
@@ -304,11 +302,20 @@ class CacheTiers:
 
         ``None`` for an app that has memory only.
         """
+        client = self.client()
+        return None if client is None else RedisServerInfo(client)
+
+    def client(self) -> RedisClient | None:
+        """A client of L2 beside that of the calls, on connections of its own, which the caller closes.
+
+        Its failures open no task's breaker. ``None`` for an app that has memory only.
+        """
         where = self.where()
-        if where is None:
-            return None
-        url, options = where
-        return RedisServerInfo(RedisClient(url, self.settings.timeout, Breaker(0.0, self.clock), **options))
+        return None if where is None else self.client_of(*where)
+
+    def client_of(self, url: str, options: dict[str, Any] | None = None) -> RedisClient:
+        """The same, of any server."""
+        return RedisClient(url, self.settings.timeout, Breaker(0.0, self.clock), **(options or {}))
 
     def where(self) -> tuple[str, dict[str, Any]] | None:
         """URL of L2 and options for its connections; ``None`` for an app that has memory only."""

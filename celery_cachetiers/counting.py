@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from celery.signals import worker_process_shutdown, worker_shutdown
 
-from celery_cachetiers.breaker import Breaker
-from celery_cachetiers.client import RedisClient
 from celery_cachetiers.errors import ConfigurationError
 from celery_cachetiers.metrics.hot import HotKeys
 from celery_cachetiers.metrics.merge import Merger
@@ -133,15 +131,12 @@ class Counting:
 
     def _connected(self) -> StatsStore | None:
         if self._store is None:
-            where = self._tiers.where()
-            if where is None:
-                return None
             with self._lock:
                 if self._store is None:
-                    url, options = where
-                    settings, breaker = self._tiers.settings, Breaker(0.0, self._tiers.clock)
-                    client = RedisClient(url, settings.timeout, breaker, **options)
-                    self._store = RedisStats(client, Layout(settings.namespace))
+                    client = self._tiers.client()
+                    if client is None:
+                        return None
+                    self._store = RedisStats(client, Layout(self._tiers.settings.namespace))
         return self._store
 
     def reset(self) -> None:

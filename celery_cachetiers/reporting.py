@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celery import bootsteps
 
-from celery_cachetiers.breaker import Breaker
 from celery_cachetiers.client import RedisClient
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.events import Event
@@ -115,16 +114,12 @@ class Reporting:
 
     @contextmanager
     def _connected(self) -> Iterator[RedisClient | None]:
-        where = self._tiers.where()
-        if where is None:
-            yield None
-            return
-        url, options = where
-        client = RedisClient(url, self._tiers.settings.timeout, Breaker(0.0, self._tiers.clock), **options)
+        client = self._tiers.client()
         try:
             yield client
         finally:
-            client.close()
+            if client is not None:
+                client.close()
 
     def __repr__(self) -> str:
         return f"<Reporting of {self._tiers.app!r}>"

@@ -12,7 +12,6 @@ import redis
 
 from celery_cachetiers.address import Address, address_of
 from celery_cachetiers.app import CacheTiers
-from celery_cachetiers.breaker import Breaker
 from celery_cachetiers.client import FAULTS, RedisClient
 from celery_cachetiers.clock import Clock
 from celery_cachetiers.doctor.facts import Denial, Facts, ServerAnswers
@@ -75,21 +74,17 @@ def ask_servers(tiers: CacheTiers, subject: Subject, now: float) -> Facts:
         needs = needs_of_l2(Layout(subject.settings.namespace), subject.settings.l1_tracking)
         if shared:
             needs += needs_of_journal(subject.settings.namespace, subject.behind, beside_entries=True)
-        client = _client(tiers, *where)
+        client = tiers.client_of(*where)
         l2 = ask_server(client, address_of(where[0]), needs, tiers.clock)
         reported = None if l2.away else last_report_at(client, Layout(subject.settings.namespace))
         facts = replace(facts, l2=l2, last_report=reported, journal=l2 if shared else None)
     if subject.behind and subject.settings.journal_url is not None and subject.journal is not None:
         needs = needs_of_journal(subject.settings.namespace, subject.behind, beside_entries=False)
-        journal = ask_server(_client(tiers, subject.settings.journal_url), subject.journal, needs, tiers.clock)
+        journal = ask_server(tiers.client_of(subject.settings.journal_url), subject.journal, needs, tiers.clock)
         facts = replace(facts, journal=journal)
     if facts.journal is not None and not facts.journal.away:
         facts = replace(facts, backlogs=_backlogs(tiers, subject))
     return facts
-
-
-def _client(tiers: CacheTiers, url: str, options: dict[str, Any] | None = None) -> RedisClient:
-    return RedisClient(url, tiers.settings.timeout, Breaker(0.0, tiers.clock), **(options or {}))
 
 
 def ask_server(client: RedisClient, address: Address, needs: Sequence[Need], clock: Clock) -> ServerAnswers:

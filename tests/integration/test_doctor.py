@@ -20,7 +20,7 @@ from celery_cachetiers.client import RedisClient
 from celery_cachetiers.clock import SystemClock
 from celery_cachetiers.doctor import rights
 from celery_cachetiers.doctor import workers as asking_workers
-from celery_cachetiers.doctor.asking import Conversation, _client, last_report_at
+from celery_cachetiers.doctor.asking import Conversation, last_report_at
 from celery_cachetiers.doctor.examination import examine
 from celery_cachetiers.doctor.findings import Finding
 from celery_cachetiers.roll_call import TELL
@@ -343,7 +343,7 @@ def test_a_journal_is_looked_at_where_tasks_write_behind(app: Celery, redis_fact
     assert worst["journal-eviction"].level == "error"
     assert worst["persistence"].level == "warning"
     assert {best[code].level for code in ("journal-eviction", "persistence", "backlog")} == {"ok"}
-    assert best["backlog"].found == "rows: 1 writes wait"
+    assert best["backlog"].found == "rows: 1 write waits"
 
 
 def test_what_was_given_up_is_told(app: Celery, redis_server: RedisServer) -> None:
@@ -358,7 +358,7 @@ def test_what_was_given_up_is_told(app: Celery, redis_server: RedisServer) -> No
         order.cache.put((row,), row)
     CacheTiers(app).writes.flush("rows")
 
-    assert found(app)["dead-letter"].found == "rows has 1 writes that were given up"
+    assert found(app)["dead-letter"].found == "rows has 1 write that was given up"
 
 
 def _row(row: str) -> str:
@@ -380,19 +380,19 @@ def test_the_last_report_is_the_newest_in_its_history(app: Celery, namespace: st
     tiers, layout = CacheTiers(app), Layout(namespace)
     where = tiers.where()
     assert where is not None
-    assert last_report_at(_client(tiers, *where), layout) is None
+    assert last_report_at(tiers.client_of(*where), layout) is None
     assert "beat" not in found(app)
     with redis_server.client() as client:
         for at in (1_000_000, 2_000_500):
             client.xadd(layout.stats("@history"), {"ratio": 1}, id=f"{at}-0")
-        assert last_report_at(_client(tiers, *where), layout) == 2000.5
+        assert last_report_at(tiers.client_of(*where), layout) == 2000.5
         assert found(app)["beat"].level == "warning"
         client.xadd(layout.stats("@history"), {"ratio": 1})
 
         assert found(app)["beat"].level == "ok"
         client.delete(layout.stats("@history"))
         client.set(layout.stats("@history"), "no stream")
-        assert last_report_at(_client(tiers, *where), layout) is None
+        assert last_report_at(tiers.client_of(*where), layout) is None
         client.delete(layout.stats("@history"))
 
 
