@@ -36,7 +36,7 @@ from celery_cachetiers.reporting import Reporting
 from celery_cachetiers.roll_call import RollCall
 from celery_cachetiers.settings import backend_redis, settings_of
 from celery_cachetiers.signals import feed
-from celery_cachetiers.templates import checked_tag, escape_tag, task_of
+from celery_cachetiers.tag_names import checked_tag, escape_tag, task_of
 from celery_cachetiers.tiers.layout import Layout
 from celery_cachetiers.tiers.memory import MemoryTier
 from celery_cachetiers.tiers.redis import RedisStore

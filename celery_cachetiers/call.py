@@ -10,7 +10,8 @@ from celery_cachetiers.journal_port import NEWEST, Outlet, Place
 from celery_cachetiers.metrics.tally import Tally
 from celery_cachetiers.policy import Policy
 from celery_cachetiers.ports import Codec, Failures, TagMemory
-from celery_cachetiers.templates import ResultTagger, key_tag
+from celery_cachetiers.tag_names import key_tag
+from celery_cachetiers.templates import ResultTagger
 
 
 class Unshared:

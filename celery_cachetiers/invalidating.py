@@ -29,8 +29,9 @@ from celery_cachetiers.declaration import check_invalidation, invalidation_of, r
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.errors import ConfigurationError, TagError, TierUnavailable
 from celery_cachetiers.succession import Succession
+from celery_cachetiers.tag_names import checked_tag, escape_tag, user_tag
 from celery_cachetiers.tasks import or_hand_over, tell_lost
-from celery_cachetiers.templates import TagTemplate, checked_tag, escape_tag, user_tag
+from celery_cachetiers.templates import TagTemplate
 
 logger = logging.getLogger("celery_cachetiers")
 

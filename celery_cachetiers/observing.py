@@ -26,7 +26,7 @@ from celery_cachetiers.flight import Flights
 from celery_cachetiers.inspected import Inspected
 from celery_cachetiers.local_port import Standing
 from celery_cachetiers.parts import Parts
-from celery_cachetiers.templates import namespace_tag, task_of, user_tag
+from celery_cachetiers.tag_names import namespace_tag, task_of, user_tag
 from celery_cachetiers.why import WhyEntry, WhyL1, WhyLease, WhyOutcome, WhyTag, WhyWrite
 from celery_cachetiers.writes import Write
 

@@ -17,7 +17,7 @@ from celery import Celery
 from celery.utils.dispatch import Signal
 
 from celery_cachetiers.events import Event, Events
-from celery_cachetiers.templates import user_tag
+from celery_cachetiers.tag_names import user_tag
 
 __all__ = ["cache_hit", "cache_miss", "cache_stored", "hit_ratio_reported", "tag_invalidated"]
 

@@ -29,7 +29,7 @@ from celery_cachetiers.outlet import TaskOutlet
 from celery_cachetiers.policy import Policy
 from celery_cachetiers.records import unpacked
 from celery_cachetiers.sinks import Sink, find, registered
-from celery_cachetiers.templates import key_of_tag, key_tag
+from celery_cachetiers.tag_names import key_of_tag, key_tag
 from celery_cachetiers.threads import started
 from celery_cachetiers.writes import Write
 

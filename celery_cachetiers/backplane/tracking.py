@@ -19,7 +19,7 @@ from celery_cachetiers.client import RedisClient
 from celery_cachetiers.clock import Clock
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.ports import Listener
-from celery_cachetiers.templates import namespace_tag
+from celery_cachetiers.tag_names import namespace_tag
 from celery_cachetiers.tiers.layout import Layout
 from celery_cachetiers.tiers.tracked import TrackedTier
 

@@ -19,7 +19,7 @@ from celery_cachetiers.cli.names import check_task
 from celery_cachetiers.errors import TagError, TierUnavailable
 from celery_cachetiers.keys import checked_key
 from celery_cachetiers.sinks import registered
-from celery_cachetiers.templates import checked_tag
+from celery_cachetiers.tag_names import checked_tag
 
 
 @click.command()

@@ -10,7 +10,7 @@ from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.cli.common import as_json, extension, print_json, print_table, trouble_of
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.registry import FIELD, Registry, TagUse, meet
-from celery_cachetiers.templates import user_tag
+from celery_cachetiers.tag_names import user_tag
 
 
 @click.command()

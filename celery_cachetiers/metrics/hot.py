@@ -13,7 +13,7 @@ from typing import Any, Final
 from celery_cachetiers.events import Event
 from celery_cachetiers.local_port import Heat
 from celery_cachetiers.stats_port import HotKey
-from celery_cachetiers.templates import task_of
+from celery_cachetiers.tag_names import task_of
 
 CAPACITY: Final = 100
 """Keys that are told apart, in a process and of one merge: whatever has more than a hundredth of its calls is there."""

@@ -15,7 +15,7 @@ from celery_cachetiers.amounts import counted, span
 from celery_cachetiers.metrics.interval import Interval
 from celery_cachetiers.metrics.tally import Tally
 from celery_cachetiers.stats_port import OTHERS
-from celery_cachetiers.templates import task_of
+from celery_cachetiers.tag_names import task_of
 
 NOTABLE: Final = 0.1
 """The share of the misses from which a reason is told; of the calls, where these cannot or need not be cached."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from celery_cachetiers.events import Event
 from celery_cachetiers.stats_port import OTHERS, HotKey, rank
-from celery_cachetiers.templates import task_of
+from celery_cachetiers.tag_names import task_of
 
 PATTERNS: Final = 1000
 """Patterns of invalidated tags that are told apart, in a process and in Redis; all others are `OTHERS`."""

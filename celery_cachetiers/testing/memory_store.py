@@ -42,7 +42,7 @@ from celery_cachetiers.ports import (
     Put,
     ResultTags,
 )
-from celery_cachetiers.templates import key_tag
+from celery_cachetiers.tag_names import key_tag
 
 T = TypeVar("T")
 

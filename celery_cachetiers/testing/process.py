@@ -20,7 +20,8 @@ from celery_cachetiers.metrics.tally import Counters, Tally
 from celery_cachetiers.parts import Parts
 from celery_cachetiers.policy import Policy
 from celery_cachetiers.ports import Failures, LeaseRequest, Store
-from celery_cachetiers.templates import compile_result_tags, escape_tag, namespace_tag, task_tag
+from celery_cachetiers.tag_names import escape_tag, namespace_tag, task_tag
+from celery_cachetiers.templates import compile_result_tags
 from celery_cachetiers.testing.clock import FakeClock
 from celery_cachetiers.testing.faults import FaultyStore
 from celery_cachetiers.testing.memory_store import MemoryBackplane, MemoryStore

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from celery_cachetiers.client import Argument, Command, RedisClient, Script
 from celery_cachetiers.stats_port import HALF, OTHERS, HotKey, Merge, Numbers, Sums, rank
-from celery_cachetiers.templates import escape_tag
+from celery_cachetiers.tag_names import escape_tag
 from celery_cachetiers.tiers.layout import Layout
 
 KEPT: Final = 7 * 86400.0

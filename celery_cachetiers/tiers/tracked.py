@@ -19,7 +19,7 @@ from typing import Final
 
 from celery_cachetiers.entry import NONCE_BYTES, Times
 from celery_cachetiers.local_port import L1Count, Mark
-from celery_cachetiers.templates import is_implicit
+from celery_cachetiers.tag_names import is_implicit
 from celery_cachetiers.tiers.memory import SLOTS, MemoryTier, slots_of
 
 TAGS: Final = 50_000

@@ -11,7 +11,7 @@ import redis
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.journal.redis import RedisJournal
 from celery_cachetiers.ports import NO_ROOM, STORED, Leading, Put
-from celery_cachetiers.templates import key_tag
+from celery_cachetiers.tag_names import key_tag
 from celery_cachetiers.testing.conformance import StoreUnderTest
 from celery_cachetiers.testing.conformance.store import TAGS, TTL, digest
 from tests.conformance.redis_process import RedisProcess

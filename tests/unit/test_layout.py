@@ -48,6 +48,7 @@ LAYERS = {
             "binder",
             "dialects",
             "canonical",
+            "tag_names",
             "templates",
             "entry",
             "clock",

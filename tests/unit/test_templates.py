@@ -14,17 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_cachetiers.errors import ConfigurationError, TagError
-from celery_cachetiers.templates import (
+from celery_cachetiers.tag_names import (
     MAX_LENGTH,
-    TagTemplate,
     checked_tag,
-    compile_tags,
     escape_tag,
     escape_tags,
     key_tag,
     namespace_tag,
     task_tag,
 )
+from celery_cachetiers.templates import TagTemplate, compile_tags
 
 NAMES = ("user_id", "order", "day", "items")
 ARGUMENTS: dict[str, Any] = {

@@ -25,7 +25,7 @@ from celery_cachetiers.ports import (
     ResultTags,
     Store,
 )
-from celery_cachetiers.templates import key_tag, namespace_tag, task_tag
+from celery_cachetiers.tag_names import key_tag, namespace_tag, task_tag
 from celery_cachetiers.testing.listener import RecordingListener
 
 TAGS = (namespace_tag(), task_tag("conformance"), "user:1")
