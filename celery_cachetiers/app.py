@@ -45,7 +45,7 @@ from celery_cachetiers.tiers.seen_tags import SeenTags
 from celery_cachetiers.tiers.tracked import TrackedTier
 
 if TYPE_CHECKING:
-    from celery_cachetiers.invalidating import Invalidation
+    from celery_cachetiers.invalidation import Invalidation
     from celery_cachetiers.metrics.report import Report
     from celery_cachetiers.registry import Registry
     from celery_cachetiers.write_behind import WriteBehind

@@ -1,7 +1,7 @@
 """The messages that go on with a body while it is still running: its next attempt (``retry``), or what replaces it.
 
 What such a message starts must find what the body has changed invalidated. So whoever does something at the end of a
-body has it done before these are sent, too. It decides when that is; what is to be done is `invalidating`'s matter.
+body has it done before these are sent, too. It decides when that is; what is to be done is `invalidation`'s matter.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ LAYERS = {
             *("", "app", "binding", "settings", "declaration", "memoized", "task", "task_cache"),
             *("result", "publishing", "tasks", "failures", "seat", "room", "answering", "loops"),
             *("outlet", "records", "journaling", "write_behind", "dead_letter", "schedule", "counting", "reporting"),
-            *("body", "commits", "invalidating", "succession", "registry", "asking"),
+            *("body", "commits", "invalidating", "invalidation", "succession", "registry", "asking"),
             *("broker_limits", "worker_requests", "waiting_room", "signals"),
             *(
                 "sinks",
