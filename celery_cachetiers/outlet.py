@@ -1,15 +1,14 @@
 """The way of one task's values to its sink: through the journal (``write="behind"``) or at once (``write="through"``).
 
-It decides under which sequence a value is written, and when it goes past the journal: while that cannot be reached, has
-no room, or cannot hold the value. A value is never accepted without being in one of the two.
+It decides when a value goes past the journal: while that cannot be reached, has no room, or cannot hold the value. A
+value is never accepted without being in one of the two. How it goes past is `straight_way`'s matter.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from celery_cachetiers.clock import Clock
@@ -22,9 +21,8 @@ from celery_cachetiers.journal_port import FULL, NEWEST, Beside, Journal, Place
 from celery_cachetiers.journaling import LocalSequences, SafeJournal, Unnoted
 from celery_cachetiers.records import packed, unpacked
 from celery_cachetiers.sinks import Sink
+from celery_cachetiers.straight_way import StraightWay
 from celery_cachetiers.writes import Write
-
-logger = logging.getLogger("celery_cachetiers")
 
 POLL: Final = 0.05
 """Seconds between two looks at a journal that is full, or at a deletion that another flusher has in its hands."""
@@ -81,7 +79,8 @@ class TaskOutlet:
         self.task, self.sink = task, sink
         self._codec, self._clock, self._events = codec, clock, events
         self._sequences, self._unnoted = sequences, unnoted
-        self._journal, self._numbers, self._pump = journal, numbers, pump
+        self._journal, self._pump = journal, pump
+        self._straight = StraightWay(sink, numbers, sequences, unnoted, self._tell)
 
     def look(self, key: str) -> Write | None:
         """What waits under a key, to look at: nothing is delivered, counted or drawn for it. Costs: 1 round trip.
@@ -104,7 +103,7 @@ class TaskOutlet:
         Costs: 1 round trip; with a deletion what it takes to deliver it, see `DELETION_PATIENCE`.
         """
         if self._journal is None:
-            return MISSING, Place(self._number())
+            return MISSING, Place(self._straight.number())
         write, place = self._pending(self._journal, key)
         if write is not None and not write.deleted:
             return write.value, place
@@ -128,7 +127,7 @@ class TaskOutlet:
         Costs: as `begin` with a deletion.
         """
         if self._journal is None:
-            return Place(self._number())
+            return Place(self._straight.number())
         write, place = self._pending(self._journal, key)
         return self._delivered(self._journal, key, write, place, looked=False)
 
@@ -196,7 +195,7 @@ class TaskOutlet:
         writes = self._writes(keyed, deleted, place.sequence)
         taken: list[tuple[str, int]] = []
         past = writes if self._journal is None else self._behind(self._journal, writes, tags, place, taken)
-        self._through(past)
+        self._straight.write(past)
         return taken
 
     def beside(self, keyed: Sequence[Keyed], tags: Sequence[Sequence[str]]) -> BesideWrite | None:
@@ -222,7 +221,7 @@ class TaskOutlet:
         Raises as `deliver`.
         """
         if not isinstance(done.step.answer, list) or self._journal is None:
-            self._through(done.writes)
+            self._straight.write(done.writes)
             return
         self._journal.count(self.sink, sum(sequence != FULL for sequence in done.step.answer))
         left = [at for at, sequence in enumerate(done.step.answer) if sequence == FULL]
@@ -231,7 +230,7 @@ class TaskOutlet:
         if left:
             held, bodies = [done.writes[at] for at in left], [done.bodies[at] for at in left]
             through = self.sink.options.when_full == "through"
-            self._through(held if through else self._take(self._journal, held, bodies, NEWEST, []))
+            self._straight.write(held if through else self._take(self._journal, held, bodies, NEWEST, []))
 
     def _writes(self, keyed: Sequence[Keyed], deleted: bool, sequence: int) -> list[Write]:
         now = self._clock.time()
@@ -308,46 +307,6 @@ class TaskOutlet:
                 raise JournalFull(self.sink.name, options.max_pending)
             if not self._pump.flush_batch(self.sink).taken:
                 time.sleep(POLL)
-
-    def _through(self, writes: list[Write]) -> None:
-        size = self.sink.options.batch_size
-        for at in range(0, len(writes), size):
-            batch = [self._numbered(write) for write in self._standing(writes[at : at + size])]
-            self.sink.write(batch)
-            self._note([(write.key, write.sequence) for write in batch if write.key])
-
-    def _standing(self, writes: list[Write]) -> list[Write]:
-        """Those that no newer write of their keys has overtaken in the sink: what a body gives may come late."""
-        begun = [(write.key, write.sequence) for write in writes if write.key and write.sequence]
-        if not begun or self._numbers is None:
-            return writes
-        try:
-            found = zip(begun, self._numbers.overtaken(self.sink.name, begun), strict=True)
-        except TierUnavailable as error:
-            self._tell("look into the journal", error)
-            return writes
-        gone = {each for each, overtaken in found if overtaken}
-        return [write for write in writes if (write.key, write.sequence) not in gone]
-
-    def _note(self, taken: list[tuple[str, int]]) -> None:
-        """Has the journal remember what the sink has got past it, now or when it answers."""
-        if not taken or self._numbers is None:
-            return
-        try:
-            self._numbers.note(self.sink.name, taken)
-        except TierUnavailable:
-            self._unnoted.add(self.sink.name, taken)
-
-    def _numbered(self, write: Write) -> Write:
-        return write if write.sequence else replace(write, sequence=self._number())
-
-    def _number(self) -> int:
-        if self._numbers is not None:
-            try:
-                return self._numbers.sequence(self.sink.name)
-            except TierUnavailable as error:
-                self._tell("draw a sequence", error)
-        return self._sequences.draw()
 
     def _tell(self, step: str, error: TierUnavailable) -> None:
         self._events.emit(Event.FAILED_OPEN, self.task, step=step, error=str(error))

@@ -100,7 +100,8 @@ LAYERS = {
         modules=(
             *("", "app", "binding", "settings", "declaration", "memoized", "task", "task_cache"),
             *("result", "publishing", "tasks", "failures", "seat", "room", "answering", "loops"),
-            *("outlet", "records", "journaling", "write_behind", "dead_letter", "schedule", "counting", "reporting"),
+            *("outlet", "straight_way", "records", "journaling", "write_behind", "dead_letter"),
+            *("schedule", "counting", "reporting"),
             *("body", "commits", "invalidating", "invalidation", "succession", "registry", "asking"),
             *("broker_limits", "worker_requests", "waiting_room", "signals"),
             *(
