@@ -12,6 +12,7 @@ from typing import Any
 import celery.app.builtins
 import hypothesis
 import pytest
+import redis
 from celery import _state
 
 from tests.databases import MariaServer, PostgresServer
@@ -107,6 +108,13 @@ def flushed_redis(redis_server: RedisServer) -> RedisServer:
     with redis_server.client() as client:
         client.flushall()
     return redis_server
+
+
+@pytest.fixture
+def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
+    """A client of `redis_server`."""
+    with redis_server.client() as client:
+        yield client
 
 
 @pytest.fixture

@@ -8,6 +8,11 @@ from typing import Any
 
 import pytest
 
+from celery_cachetiers.breaker import Breaker
+from celery_cachetiers.client import RedisClient
+from celery_cachetiers.clock import SystemClock
+from celery_cachetiers.tiers.layout import Layout
+
 pytest.register_assert_rewrite("celery_cachetiers.testing.conformance")
 
 
@@ -18,3 +23,16 @@ def process(namespace: str) -> Iterator[Callable[..., Any]]:
 
     with ExitStack() as stack:
         yield lambda url, **options: stack.enter_context(redis_process(url, namespace, **options))
+
+
+@pytest.fixture
+def adapter(namespace: str) -> Iterator[Callable[..., Any]]:
+    """``adapter(kind, url)`` gives what a client and a layout make, in the test's namespace; closed after the test."""
+    with ExitStack() as stack:
+
+        def make(kind: Callable[[RedisClient, Layout], Any], url: str) -> Any:
+            made = kind(RedisClient(url, 5.0, Breaker(0.0, SystemClock())), Layout(namespace))
+            stack.callback(made.close)
+            return made
+
+        yield make

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import redis
 
-from celery_cachetiers.breaker import Breaker
-from celery_cachetiers.client import RedisClient
-from celery_cachetiers.clock import SystemClock
 from celery_cachetiers.testing.conformance import ReportsConformance, ReportsUnderTest
 from celery_cachetiers.tiers import redis_reports
-from celery_cachetiers.tiers.layout import Layout
 from celery_cachetiers.tiers.redis_reports import KEPT, RedisReports
 from tests.servers import RedisServer
 
@@ -21,16 +19,8 @@ Reports = Callable[[str], RedisReports]
 
 
 @pytest.fixture
-def reports_at(namespace: str) -> Iterator[Reports]:
-    made: list[RedisReports] = []
-
-    def make(url: str) -> RedisReports:
-        made.append(RedisReports(RedisClient(url, 5.0, Breaker(0.0, SystemClock())), Layout(namespace)))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
+def reports_at(adapter: Callable[..., Any]) -> Reports:
+    return partial(adapter, RedisReports)
 
 
 class TestRedisReports(ReportsConformance):
@@ -44,12 +34,6 @@ class TestRedisReports(ReportsConformance):
 def here(redis_server: RedisServer, reports_at: Reports) -> ReportsUnderTest:
     store = reports_at(redis_server.url())
     return ReportsUnderTest(store, store)
-
-
-@pytest.fixture
-def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    with redis_server.client() as client:
-        yield client
 
 
 def test_both_keys_live_for_a_week_after_the_last_report(

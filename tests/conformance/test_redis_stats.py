@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import redis
 
-from celery_cachetiers.breaker import Breaker
-from celery_cachetiers.client import RedisClient
-from celery_cachetiers.clock import SystemClock
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.stats_port import HALF, Merge, rank
 from celery_cachetiers.testing.conformance import StatsConformance, StatsUnderTest
-from celery_cachetiers.tiers.layout import Layout
 from celery_cachetiers.tiers.redis_stats import (
     COOLED,
     FIELDS,
@@ -32,16 +30,8 @@ Stats = Callable[[str], RedisStats]
 
 
 @pytest.fixture
-def stats_at(namespace: str) -> Iterator[Stats]:
-    made: list[RedisStats] = []
-
-    def make(url: str) -> RedisStats:
-        made.append(RedisStats(RedisClient(url, 5.0, Breaker(0.0, SystemClock())), Layout(namespace)))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
+def stats_at(adapter: Callable[..., Any]) -> Stats:
+    return partial(adapter, RedisStats)
 
 
 class TestRedisStats(StatsConformance):
@@ -58,12 +48,6 @@ class TestRedisStats(StatsConformance):
 @pytest.fixture
 def here(redis_server: RedisServer, stats_at: Stats) -> RedisStats:
     return stats_at(redis_server.url())
-
-
-@pytest.fixture
-def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    with redis_server.client() as client:
-        yield client
 
 
 def test_counters_live_for_a_week_after_the_last_merge_and_merges_are_remembered_for_less(

@@ -1,4 +1,4 @@
-"""pytest-celery on processes of this machine, or with `--engine=docker` on containers.
+"""Servers for each module; and pytest-celery on processes of this machine, or with `--engine=docker` on containers.
 
 Everything below `docker_client` is plain pytest-celery and the same in both modes: one worker, Redis as broker and as
 result backend. A test adds its tasks by overriding `default_worker_tasks`.
@@ -34,6 +34,15 @@ from pytest_docker_tools import build, container, fxtr
 from tests.integration.apps.worker_setup import let_go_of_results
 from tests.local_engine import LocalEngine
 from tests.processes import ROOT
+from tests.servers import RedisServers
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[RedisServers]:
+    """Servers of a module's own, which its tests may share, and break."""
+    servers = RedisServers()
+    yield servers
+    servers.close()
 
 
 @pytest.fixture(scope="session")

@@ -34,13 +34,6 @@ OWN = {"nap-often": {"task": "nap", "schedule": 0.5}}
 Deploy = Callable[..., BehindDeployment]
 
 
-@pytest.fixture(scope="module")
-def servers() -> Iterator[RedisServers]:
-    servers = RedisServers()
-    yield servers
-    servers.close()
-
-
 @pytest.fixture
 def deploy(servers: RedisServers) -> Iterator[Deploy]:
     """`deploy(**settings)`: the app here, with `cachetiers_flush_every` half a second."""

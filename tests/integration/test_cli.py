@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -15,22 +15,19 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.bin.base import CLIContext
 from click import Group, unstyle
-from click.testing import CliRunner, Result
 
 from celery_cachetiers import CachedTask, CacheTiers, ConfigurationError, SinkRejected, Write, sink
 from celery_cachetiers.cli import cachetiers, common
 from celery_cachetiers.journal_port import Exhumed
 from tests.integration.apps.behind_tasks import BehindDeployment
+from tests.integration.apps.command_line import Run, command_line
 from tests.integration.apps.local import cached_app, closing, published
 from tests.processes import ROOT
 from tests.proxy import RedisProxy
 from tests.servers import RedisServer
 
 pytestmark = pytest.mark.usefixtures("own_sinks")
-
-Run = Callable[..., Result]
 
 
 class Table:
@@ -80,11 +77,7 @@ def order(app: Celery, table: Table) -> Any:
 
 @pytest.fixture
 def run(app: Celery) -> Run:
-    def run(*arguments: str, answer: str | None = None) -> Result:
-        context = CLIContext(app=app, no_color=True, workdir=None)
-        return CliRunner().invoke(cachetiers, arguments, obj=context, input=answer, catch_exceptions=False)
-
-    return run
+    return command_line(app)
 
 
 def bury(app: Celery, order: Any, table: Table, *rows: str) -> list[str]:
@@ -409,8 +402,7 @@ def test_redis_away_ends_with_1_and_one_line(
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_an_app_without_redis_has_no_journal(namespace: str, table: Table, command: tuple[str, ...]) -> None:
     with closing(cached_app(namespace)) as app:
-        context = CLIContext(app=app, no_color=True, workdir=None)
-        done = CliRunner().invoke(cachetiers, [word.replace("nowhere", "rows") for word in command], obj=context)
+        done = command_line(app)(*(word.replace("nowhere", "rows") for word in command))
 
     assert done.exit_code == 2
     assert "there is none to keep a journal in" in done.output

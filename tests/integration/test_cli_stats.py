@@ -15,14 +15,12 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.bin.base import CLIContext
-from click.testing import CliRunner, Result
 
 from celery_cachetiers import CachedTask, CacheTiers, sink
-from celery_cachetiers.cli import cachetiers
 from celery_cachetiers.cli import top as top_module
 from celery_cachetiers.cli.stats import server_of
 from celery_cachetiers.errors import TierUnavailable
+from tests.integration.apps.command_line import Run, command_line
 from tests.integration.apps.local import cached_app, closing, wait_listening
 from tests.integration.apps.worker_setup import Deployment, new_name
 from tests.processes import ROOT, wait_until
@@ -34,7 +32,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning"),
 ]
 
-Run = Callable[..., Result]
 top: Any = sys.modules[top_module.callback.__module__]  # type: ignore[union-attr]  # the module, not the command
 
 
@@ -55,15 +52,7 @@ def work(app: Celery) -> Any:
 
 @pytest.fixture
 def run(app: Celery) -> Run:
-    return running(app)
-
-
-def running(app: Celery) -> Run:
-    def run(*arguments: str, answer: str | None = None) -> Result:
-        context = CLIContext(app=app, no_color=True, workdir=None)
-        return CliRunner().invoke(cachetiers, arguments, obj=context, input=answer, catch_exceptions=False)
-
-    return run
+    return command_line(app)
 
 
 def celery(deployment: Deployment, *arguments: str) -> list[str]:
@@ -215,7 +204,7 @@ def test_a_server_that_refuses_a_command_was_reached(namespace: str, redis_facto
     with server.client() as client:
         client.execute_command("ACL SETUSER limited on >secret ~* &* +@all -hgetall")
     with closing(cached_app(namespace, server.url().replace("redis://", "redis://limited:secret@"))) as app:
-        done, tags = running(app)("stats"), running(app)("tags")
+        done, tags = command_line(app)("stats"), command_line(app)("tags")
 
     assert done.exit_code == 1
     assert done.output.startswith("Error: Redis has refused: ")
@@ -234,10 +223,10 @@ def test_a_server_that_refuses_info_is_no_failure(
         )
     url = server.url().replace("redis://", "redis://limited:secret@")
     with closing(cached_app(namespace, url)) as app:
-        done = running(app)("stats")
-        found = json.loads(running(app)("stats", "--json").output)
+        done = command_line(app)("stats")
+        found = json.loads(command_line(app)("stats", "--json").output)
         monkeypatch.setattr(top, "wait", lambda seconds: None)
-        watched = running(app)("top", "--once")
+        watched = command_line(app)("top", "--once")
 
     assert done.exit_code == 0
     assert "Redis has refused to tell of itself: " in done.output
@@ -256,7 +245,7 @@ def test_who_may_not_ask_processes_to_merge_sees_what_they_have_merged(
     url = server.url().replace("redis://", "redis://limited:secret@")
     with closing(cached_app(namespace, url)) as app:
         monkeypatch.setattr(top, "wait", lambda seconds: None)
-        watched, done = running(app)("top", "--once"), running(app)("stats")
+        watched, done = command_line(app)("top", "--once"), command_line(app)("stats")
         reported = CacheTiers(app).reporting.make()
 
     assert watched.exit_code == 0, watched.output
@@ -266,13 +255,13 @@ def test_who_may_not_ask_processes_to_merge_sees_what_they_have_merged(
 
 def test_without_redis_stats_says_where_the_counters_are(namespace: str) -> None:
     with closing(cached_app(namespace, result_backend=None)) as app:
-        done = running(app)("stats")
+        done = command_line(app)("stats")
 
         assert done.exit_code == 0
         assert "Ask the workers: celery inspect cache_stats" in done.output
-        assert running(app)("top", "--once").exit_code == 2
-        assert running(app)("invalidate", "--tag", "a").exit_code == 2
-        assert running(app)("clear", "--yes").exit_code == 2
+        assert command_line(app)("top", "--once").exit_code == 2
+        assert command_line(app)("invalidate", "--tag", "a").exit_code == 2
+        assert command_line(app)("clear", "--yes").exit_code == 2
 
 
 def test_without_redis_nothing_is_said_to_be_none_that_cannot_be_known(namespace: str) -> None:
@@ -283,7 +272,9 @@ def test_without_redis_nothing_is_said_to_be_none_that_cannot_be_known(namespace
             return number
 
         CacheTiers(app).invalidate_tag("user:1")
-        report, letters, tags = (running(app)(*words) for words in (("report",), ("dead-letter", "list"), ("tags",)))
+        report, letters, tags = (
+            command_line(app)(*words) for words in (("report",), ("dead-letter", "list"), ("tags",))
+        )
 
     assert report.exit_code == 2
     assert "the app has no Redis, and only Redis keeps reports" in report.output

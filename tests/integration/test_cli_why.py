@@ -6,17 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
 from celery import Celery
-from celery.bin.base import CLIContext
-from click.testing import CliRunner, Result
 
 from celery_cachetiers import CachedTask, CacheTiers, sink
-from celery_cachetiers.cli import cachetiers
+from tests.integration.apps.command_line import Run, command_line
 from tests.integration.apps.local import Count, cached_app, closing
 from tests.integration.apps.worker_setup import Deployment, new_name
 from tests.processes import ROOT
@@ -24,8 +22,6 @@ from tests.proxy import RedisProxy
 from tests.servers import RedisServer
 
 pytestmark = pytest.mark.usefixtures("own_tasks")
-
-Run = Callable[..., Result]
 
 
 @pytest.fixture
@@ -54,11 +50,7 @@ def profile(app: Celery, count: Count) -> Any:
 
 @pytest.fixture
 def run(app: Celery) -> Run:
-    def run(*arguments: str) -> Result:
-        context = CLIContext(app=app, no_color=True, workdir=None)
-        return CliRunner().invoke(cachetiers, arguments, obj=context, catch_exceptions=False)
-
-    return run
+    return command_line(app)
 
 
 # ---- why -------------------------------------------------------------------------------------------------------------
@@ -164,8 +156,7 @@ def test_a_terminal_gets_it_in_colour_and_whole(profile: Any, monkeypatch: pytes
 
     monkeypatch.setattr(rich_console, "Console", Recording)
     monkeypatch.setattr("celery_cachetiers.cli.asking.sys", type("sys", (), {"stdout": _Terminal()}))
-    context = CLIContext(app=app, no_color=True, workdir=None)
-    CliRunner().invoke(cachetiers, ["why", "proj.profile", "--args", '["[red]"]'], obj=context, catch_exceptions=False)
+    command_line(app)("why", "proj.profile", "--args", '["[red]"]')
 
     assert printed[0] == "proj.profile(user_id='[red]', kind='short'): miss (no entry)"
 

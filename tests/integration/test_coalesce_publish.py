@@ -25,13 +25,6 @@ PATIENCE = 20
 """Seconds after which a result counts as one that never comes."""
 
 
-@pytest.fixture(scope="module")
-def servers() -> Iterator[RedisServers]:
-    servers = RedisServers()
-    yield servers
-    servers.close()
-
-
 @pytest.fixture(scope="module", params=["redis", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
 def deployment(request: pytest.FixtureRequest, servers: RedisServers) -> Iterator[Deployment]:
     """A worker with three slots over each broker."""

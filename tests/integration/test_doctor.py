@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from celery import Celery
-from celery.bin.base import CLIContext
-from click.testing import CliRunner, Result
 
 from celery_cachetiers import CachedTask, CacheTiers, TierUnavailable, sink
 from celery_cachetiers.breaker import Breaker
-from celery_cachetiers.cli import cachetiers
 from celery_cachetiers.client import RedisClient
 from celery_cachetiers.clock import SystemClock
 from celery_cachetiers.doctor import rights
@@ -25,7 +22,8 @@ from celery_cachetiers.doctor.examination import examine
 from celery_cachetiers.doctor.findings import Finding
 from celery_cachetiers.roll_call import TELL
 from celery_cachetiers.tiers.layout import Layout
-from tests.integration.apps.local import LocalCelery, cached_app, closing, wait_listening, worker_of
+from tests.integration.apps.command_line import Run, command_line
+from tests.integration.apps.local import LocalCelery, cached_app, closing, profile_of, wait_listening, worker_of
 from tests.processes import wait_until
 from tests.proxy import RedisProxy
 from tests.servers import RedisServer, RedisServers
@@ -34,8 +32,6 @@ pytestmark = [
     pytest.mark.usefixtures("own_sinks", "own_tasks"),
     pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning"),
 ]
-
-Run = Callable[..., Result]
 
 
 @pytest.fixture
@@ -48,11 +44,7 @@ def app(namespace: str, redis_server: RedisServer) -> Iterator[Celery]:
 
 @pytest.fixture
 def task(app: Celery) -> Any:
-    @app.task(base=CachedTask, name="profile", tags=["user:{user}"])
-    def profile(user: int) -> int:
-        return user
-
-    return profile
+    return profile_of(app)
 
 
 def found(app: Celery) -> dict[str, Finding]:
@@ -80,12 +72,8 @@ def behind(app: Celery, **options: Any) -> Any:
 
 
 @pytest.fixture
-def run() -> Run:
-    def run(app: Celery, *arguments: str) -> Result:
-        context = CLIContext(app=app, no_color=True, workdir=None)
-        return CliRunner().invoke(cachetiers, ["doctor", *arguments], obj=context, catch_exceptions=False)
-
-    return run
+def run(app: Celery) -> Run:
+    return command_line(app, "doctor")
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -158,7 +146,7 @@ def test_the_exit_status_tells_whether_anything_is_an_error(
     app.conf.update(conf)
 
     for arguments in ([], ["--json"]):
-        done = run(app, *arguments)
+        done = run(*arguments)
         assert done.exit_code == status, done.output
 
     told = json.loads(done.stdout)
@@ -170,7 +158,7 @@ def test_the_exit_status_tells_whether_anything_is_an_error(
 def test_settings_that_cannot_be_used_are_an_exit_status_of_their_own(app: Celery, run: Run) -> None:
     app.conf.cachetiers_ttl = -1
 
-    done = run(app)
+    done = run()
 
     assert done.exit_code == 2
     assert "cachetiers_ttl=-1" in done.output
@@ -179,7 +167,7 @@ def test_settings_that_cannot_be_used_are_an_exit_status_of_their_own(app: Celer
 def test_people_see_level_code_words_and_remedy(app: Celery, task: Any, run: Run) -> None:
     lead_to(app, "redis://127.0.0.1:1/0")
 
-    lines = run(app).output.splitlines()
+    lines = run().output.splitlines()
 
     [at] = [number for number, line in enumerate(lines) if "reachable" in line]
     assert lines[at].startswith("error    reachable ")

@@ -27,13 +27,6 @@ LATENCY = 0.02
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[RedisServers]:
-    servers = RedisServers()
-    yield servers
-    servers.close()
-
-
-@pytest.fixture(scope="module")
 def proxy(servers: RedisServers) -> Iterator[RedisProxy]:
     """Between the workers and their L2; this process asks L2 itself, and so is faster than any worker."""
     with RedisProxy(servers.shared().port) as proxy:

@@ -20,13 +20,6 @@ BEHIND_PROXY = 4
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[RedisServers]:
-    servers = RedisServers()
-    yield servers
-    servers.close()
-
-
-@pytest.fixture(scope="module")
 def deployment(servers: RedisServers) -> Iterator[Deployment]:
     with Deployment(servers()) as deployment:
         yield deployment

@@ -15,17 +15,15 @@ from urllib.parse import urlsplit
 
 import pytest
 from celery import Celery
-from celery.bin.base import CLIContext
-from click.testing import CliRunner
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from celery_cachetiers import CachedTask, CacheTiers, ConfigurationError, sink
-from celery_cachetiers.cli import cachetiers
 from celery_cachetiers.metrics.exported import METRICS
 from celery_cachetiers.prometheus import CacheTiersCollector, serving
 from tests.integration.apps.behind_tasks import BehindDeployment
-from tests.integration.apps.local import cached_app, closing, run_python, wait_listening
+from tests.integration.apps.command_line import command_line
+from tests.integration.apps.local import cached_app, closing, profile_of, run_python, wait_listening
 from tests.processes import ROOT
 from tests.proxy import RedisProxy
 from tests.servers import RedisServer, RedisServers
@@ -43,11 +41,7 @@ def app(namespace: str, redis_proxy: RedisProxy) -> Iterator[Celery]:
 
 @pytest.fixture
 def task(app: Celery) -> Any:
-    @app.task(base=CachedTask, name="profile", tags=["user:{user}"])
-    def profile(user: int) -> int:
-        return user
-
-    return profile
+    return profile_of(app)
 
 
 def scrape(*collectors: CacheTiersCollector) -> Scrape:
@@ -103,7 +97,7 @@ def test_the_sums_are_those_of_all_processes(namespace: str, app: Celery, task: 
     task(1)
     code = f"""
         from celery_cachetiers import CachedTask, CacheTiers
-        from tests.integration.apps.local import cached_app, close
+        from tests.integration.apps.local import profile_of, cached_app, close
         app = cached_app({namespace!r}, {redis_server.url()!r})
         @app.task(name="profile", base=CachedTask)
         def task(user):
@@ -424,9 +418,7 @@ def test_the_url_that_is_told_can_be_opened(app: Celery, host: str) -> None:
 def test_a_port_that_is_taken_is_said_in_one_line(app: Celery) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = CliRunner().invoke(
-            cachetiers, ["exporter", "--port", str(port)], obj=CLIContext(app=app, no_color=True, workdir=None)
-        )
+        done = command_line(app, "exporter")("--port", str(port))
 
     assert done.exit_code == 1
     assert f"cannot listen at 127.0.0.1:{port}: Address already in use" in done.output
@@ -435,14 +427,14 @@ def test_a_port_that_is_taken_is_said_in_one_line(app: Celery) -> None:
 
 def test_an_app_without_redis_has_nothing_to_serve(namespace: str) -> None:
     with closing(cached_app(namespace)) as app:
-        done = CliRunner().invoke(cachetiers, ["exporter"], obj=CLIContext(app=app, no_color=True, workdir=None))
+        done = command_line(app, "exporter")()
 
     assert done.exit_code == 2
     assert "set cachetiers_url" in done.output
 
 
 def test_the_dashboard_is_printed_as_it_is_shipped() -> None:
-    done = CliRunner().invoke(cachetiers, ["dashboard"], obj=CLIContext(app=Celery("x"), no_color=True, workdir=None))
+    done = command_line(Celery("x"), "dashboard")()
 
     assert done.exit_code == 0
     assert done.output == (ROOT / "celery_cachetiers" / "dashboards" / "grafana.json").read_text()

@@ -17,17 +17,15 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.bin.base import CLIContext
-from click.testing import CliRunner, Result
 
 from celery_cachetiers import CachedTask, CacheTiers
-from celery_cachetiers.cli import cachetiers
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.events import Event
 from celery_cachetiers.metrics.report import Report
 from celery_cachetiers.reporting import EVENT, REPORT, Reporting
 from celery_cachetiers.schedule import entries
 from celery_cachetiers.signals import hit_ratio_reported
+from tests.integration.apps.command_line import Run, command_line
 from tests.integration.apps.local import cached_app, closing, wait_listening
 from tests.integration.apps.worker_setup import Deployment, new_name
 from tests.processes import ROOT, unavailable, wait_until
@@ -510,16 +508,10 @@ def test_a_worker_whose_redis_is_gone_says_so_and_fails_no_task(
 
 # ---- the command -----------------------------------------------------------------------------------------------------
 
-Run = Callable[..., Result]
-
 
 @pytest.fixture
 def run(bench: Bench) -> Run:
-    def run(*arguments: str) -> Result:
-        context = CLIContext(app=bench.app, no_color=True, workdir=None)
-        return CliRunner().invoke(cachetiers, ["report", *arguments], obj=context, catch_exceptions=False)
-
-    return run
+    return command_line(bench.app, "report")
 
 
 def test_the_command_shows_the_history(bench: Bench, run: Run) -> None:

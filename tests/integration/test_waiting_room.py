@@ -32,13 +32,6 @@ PATIENCE = 20
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[RedisServers]:
-    servers = RedisServers()
-    yield servers
-    servers.close()
-
-
-@pytest.fixture(scope="module")
 def deployment(servers: RedisServers) -> Iterator[Deployment]:
     with Deployment(servers()) as deployment:
         yield deployment

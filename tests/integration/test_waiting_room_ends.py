@@ -40,13 +40,6 @@ NOTICED = 10 + PROMPTLY
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[RedisServers]:
-    servers = RedisServers()
-    yield servers
-    servers.close()
-
-
-@pytest.fixture(scope="module")
 def deployment(servers: RedisServers) -> Iterator[Deployment]:
     with Deployment(servers()) as deployment:
         yield deployment

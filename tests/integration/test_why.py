@@ -47,12 +47,6 @@ def there(namespace: str, redis_server: RedisServer) -> Iterator[Celery]:
         yield app
 
 
-@pytest.fixture
-def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    with redis_server.client() as client:
-        yield client
-
-
 def squarer(app: Celery, count: Count | None = None, **options: Any) -> Any:
     count = Count() if count is None else count  # an empty one is false
 

@@ -29,13 +29,6 @@ PATIENCE = 20
 """Seconds after which a result counts as one that never comes."""
 
 
-@pytest.fixture(scope="module")
-def servers() -> Iterator[RedisServers]:
-    servers = RedisServers()
-    yield servers
-    servers.close()
-
-
 @pytest.fixture(
     scope="module",
     params=[

@@ -27,13 +27,6 @@ Here = tuple[BehindDeployment, Worker]
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[RedisServers]:
-    servers = RedisServers()
-    yield servers
-    servers.close()
-
-
-@pytest.fixture(scope="module")
 def start(servers: RedisServers) -> Iterator[Start]:
     with starter(servers, BehindDeployment) as start:
         yield start

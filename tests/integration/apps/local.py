@@ -15,7 +15,7 @@ from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from kombu import Connection
 
-from celery_cachetiers import CacheTiers
+from celery_cachetiers import CachedTask, CacheTiers
 from tests.processes import ROOT, wait_until
 
 BACKEND = "cache+memory://"
@@ -42,6 +42,16 @@ def cached_app(namespace: str, url: str | None = None, **conf: Any) -> Celery:
         app.conf.cachetiers_url = url
     app.conf.update(conf)
     return app
+
+
+def profile_of(app: Celery) -> Any:
+    """A cached task of the app, with a tag."""
+
+    @app.task(base=CachedTask, name="profile", tags=["user:{user}"])
+    def profile(user: int) -> int:
+        return user
+
+    return profile
 
 
 def close(app: Celery) -> None:
