@@ -216,10 +216,10 @@ def _unusable(entry: WhyEntry) -> Finding:
 def _other_tags(state: State) -> Finding | None:
     new = [tag.name for tag in state.tags if tag.state == "not in the entry"]
     old = [tag.name for tag in state.tags if tag.state == "only in the entry"]
-    if not (new or old):
+    whose = [f"only {who} has {_tag_list(names)}" for who, names in (("the call", new), ("the entry", old)) if names]
+    if not whose:
         return None
-    ours, theirs = _tag_list(new) if new else "none of them", _tag_list(old) if old else "none besides"
-    reason = f"It was stored under other tags than the call has now: only the call has {ours}, only the entry {theirs}."
+    reason = f"It was stored under other tags than the call has now: {', '.join(whose)}."
     return Finding("miss", "other tags", reason, "Give all processes the same tags=, or change version= with them.")
 
 
@@ -228,10 +228,12 @@ def _outdated(state: State, entry: WhyEntry) -> Finding | None:
     if not bad:
         return None
     first = bad[0]
+    evicted = ", or Redis has evicted its version" if first.state == "no version" and state.server.evicted != 0 else ""
     if first.kind == "namespace":
-        return _namespace_gone(state, entry)
+        return _namespace_gone(state, entry, evicted)
     if first.kind == "task":
-        return Finding("miss", "cleared", f"clear(task={first.name!r}) has emptied the task since it was computed.")
+        cleared = f"clear(task={first.name!r}) has emptied the task since it was computed{evicted}."
+        return Finding("miss", "cleared", cleared)
     names = [tag.name for tag in bad]
     where = "its result" if first.kind == "result" else "the arguments"
     if any(tag.state == "invalidated since" for tag in bad) or state.server.evicted == 0:
@@ -241,7 +243,7 @@ def _outdated(state: State, entry: WhyEntry) -> Finding | None:
     return Finding("miss", "no version", reason, "If Redis evicts, give it more memory: evicted tags cost hits.")
 
 
-def _namespace_gone(state: State, entry: WhyEntry) -> Finding:
+def _namespace_gone(state: State, entry: WhyEntry, evicted: str) -> Finding:
     uptime, computed_at = state.server.uptime, entry.computed_at
     # The server counts whole seconds.
     if uptime is not None and computed_at is not None and computed_at < state.now - uptime - 1:
@@ -250,7 +252,9 @@ def _namespace_gone(state: State, entry: WhyEntry) -> Finding:
             "disk may have been invalidated meanwhile, and counts as cleared."
         )
         return Finding("miss", "restarted", reason)
-    reason = "clear() has emptied the namespace since it was computed, or another Redis server has taken over."
+    reason = (
+        f"clear() has emptied the namespace since it was computed{evicted}, or another Redis server has taken over."
+    )
     return Finding("miss", "cleared", reason)
 
 

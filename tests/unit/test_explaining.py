@@ -199,6 +199,40 @@ def test_a_stale_hit_says_who_refreshes_it() -> None:
         assert "one refresh" in explain(state(entry=STALE, lease=lease)).notes[0]
 
 
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        (["not in the entry"], "than the call has now: only the call has the tag 'user:0'."),
+        (["only in the entry"], "than the call has now: only the entry has the tag 'user:0'."),
+        (
+            ["not in the entry", "only in the entry"],
+            "now: only the call has the tag 'user:0', only the entry has the tag 'user:1'.",
+        ),
+    ],
+)
+def test_tags_that_differ_are_named_on_the_side_that_has_them(states: list[str], said: str) -> None:
+    found = explain(state(entry=FRESH, tags=tagged(*states)))
+
+    assert found.cause == "other tags"
+    assert found.reason.endswith(said)
+
+
+@pytest.mark.parametrize(("kind", "where"), [("arguments", "from the arguments"), ("result", "from its result")])
+def test_an_invalidated_tag_is_told_with_where_it_comes_from(kind: str, where: str) -> None:
+    found = explain(state(entry=FRESH, tags=tagged("invalidated since", kind=kind)))
+
+    assert where in found.reason
+
+
+@pytest.mark.parametrize("kind", ["namespace", "task"])
+@pytest.mark.parametrize(("evicted", "said"), [(0, False), (3, True), (None, True)])
+def test_a_clear_is_sure_only_where_nothing_was_evicted(kind: str, evicted: int | None, said: bool) -> None:
+    found = explain(state(entry=FRESH, tags=gone(kind), server=Server(evicted=evicted)))
+
+    assert found.cause == "cleared"
+    assert ("evicted" in found.reason) is said
+
+
 def test_another_version_is_thought_of_where_the_task_has_one() -> None:
     assert "'2'" in " ".join(explain(state(policy=Policy(version="2"))).notes)
     assert explain(state()).notes == ()
