@@ -236,8 +236,11 @@ def test_too_many_distinct_keys() -> None:
 
 @pytest.mark.parametrize(
     ("first", "repeated", "calls"),
-    [(500, 0, {"distinct_keys": 6000}), (300, 100, {"distinct_keys": 4500, "ttl": 1500}), (9, 0, {})],
-)
+    [
+        (500, 0, {"distinct_keys": 6000}), (300, 100, {"distinct_keys": 4500, "ttl": 1500}),
+        (5, 5, {"distinct_keys": 3000, "ttl": 3000}), (9, 0, {}),
+    ],
+)  # fmt: skip
 def test_the_misses_whose_keys_are_known_stand_for_all(first: int, repeated: int, calls: dict[str, int]) -> None:
     made = told(a=missed(6000, first_misses=first, repeated_misses=repeated))
 
@@ -269,6 +272,7 @@ def test_entries_that_were_removed_one_by_one_are_invalidated_too() -> None:
         ({"@key:*": 150}, 0, {"invalidated": 100}),
         ({"@key:*": 40}, 0, {"invalidated": 40, "ttl": 60}),
         ({"@key:*": 40, "@task:a": 3}, 43, {"invalidated": 43, "ttl": 57}),
+        ({"@key:*": 50, "@task:a": 3}, 43, {"invalidated": 53, "ttl": 47}),
         ({"user:*": 40}, 0, {"ttl": 100}),
     ],
 )
