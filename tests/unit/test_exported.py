@@ -85,6 +85,8 @@ def test_the_reference_has_every_metric_and_no_other() -> None:
 
 # ---- the dashboard ---------------------------------------------------------------------------------------------------
 
+_BY = re.compile(r"by \(([^)]*)\) ?\((?:\w+\()?(cachetiers_\w+)")
+
 
 def dashboard() -> dict[str, object]:
     text = resources.files("celery_cachetiers").joinpath("dashboards", "grafana.json").read_text()
@@ -102,9 +104,22 @@ def test_the_dashboard_asks_for_nothing_that_does_not_exist() -> None:
 
 def test_the_dashboard_selects_by_labels_that_the_metrics_have() -> None:
     labels = {metric.full_name: {*metric.labels, "job", "instance"} for metric in METRICS}
+    selected = re.findall(r"\b(cachetiers_\w+)\{([^}]*)\}", json.dumps(dashboard()).replace('\\"', "'"))
 
-    for name, selector in re.findall(r"\b(cachetiers_\w+)\{([^}]*)\}", json.dumps(dashboard()).replace('\\"', "'")):
-        assert set(re.findall(r"(\w+)=~", selector)) <= labels[name], (name, selector)
+    assert {name for name, _ in selected} == set(labels)
+    for name, selector in selected:
+        assert set(re.findall(r"(\w+)\s*[=!][=~]?'", selector)) <= labels[name], (name, selector)
+
+
+def test_the_dashboard_tells_apart_by_labels_that_the_metrics_have() -> None:
+    labels = {metric.full_name: {*metric.labels, "job", "instance"} for metric in METRICS}
+    panels: Any = dashboard()["panels"]
+    asked = [target["expr"] for panel in panels for target in panel.get("targets", ())]
+
+    apart = [(set(re.findall(r"\w+", by)), name) for each in asked for by, name in _BY.findall(each)]
+    assert apart
+    for by, name in apart:
+        assert by <= labels[name], (by, name)
 
 
 def test_the_panels_of_the_dashboard_have_ids_and_places_of_their_own() -> None:

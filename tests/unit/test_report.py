@@ -162,6 +162,13 @@ def test_a_server_that_has_started_anew_or_was_reset_has_counted_since(before: S
     assert "counted since it started or was reset" in line(made)
 
 
+@pytest.mark.parametrize(("before", "now"), [((), (SERVER,)), ((SERVER,), ()), ((), ())])
+def test_what_one_reading_does_not_know_of_the_servers_is_not_known_of_the_interval(
+    before: tuple[ServerInfo, ...], now: tuple[ServerInfo, ...]
+) -> None:
+    assert interval(moment(0.0, before), moment(60.0, now)).traffic is None
+
+
 def test_a_node_that_has_gone_makes_it_incomplete() -> None:
     seen = traffic_of_all((ServerInfo("a"), ServerInfo("b")), (ServerInfo("a"),))
 
@@ -341,10 +348,22 @@ def test_computes_that_are_cheaper_than_a_look_in_redis() -> None:
 
 @pytest.mark.parametrize(
     ("round_trip", "numbers"),
-    [(None, {}), (0.00001, {}), (0.0003, {"computes": 9}), (0.0003, {"computes": 0})],
+    [(None, {}), (0.00001, {}), (0.00002, {}), (0.0003, {"computes": 9}), (0.0003, {"computes": 0})],
 )
 def test_what_is_not_known_to_be_cheap_is_not_called_so(round_trip: float | None, numbers: dict[str, int]) -> None:
     assert told(round_trip, a=missed(100, **{"compute_seconds": 0.002, **numbers})).reasons == ()
+
+
+def test_from_ten_computes_on_their_mean_is_believed() -> None:
+    assert names(told(0.0003, a=missed(100, compute_seconds=0.002, computes=10))) == ["cheap"]
+
+
+def test_the_reason_for_the_larger_share_comes_first_though_another_has_more_calls() -> None:
+    made = told(a=missed(100, hits=890, repeated_misses=100, uncacheable=300))
+
+    assert [(reason.name, reason.calls, reason.of) for reason in made.reasons] == [
+        ("ttl", 100, 100), ("uncacheable", 300, 1290),
+    ]  # fmt: skip
 
 
 def test_a_reason_is_told_from_a_tenth_of_the_misses_on() -> None:
