@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -48,7 +47,7 @@ def report(ctx: click.Context, since: float, plot: Path | None, as_json: bool) -
     with extension(ctx) as tiers:
         if tiers.where() is None:
             raise Refused("the app has no Redis, and only Redis keeps reports: set cachetiers_url")
-        made = tiers.history(time.time() - since)
+        made = tiers.history(tiers.clock.time() - since)
     if plot is not None:
         if not made:
             raise Failed(f"{NONE}; nothing is drawn")

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
@@ -25,6 +24,7 @@ from celery_cachetiers.metrics.report import Report
 from celery_cachetiers.reporting import EVENT, REPORT, Reporting
 from celery_cachetiers.schedule import entries
 from celery_cachetiers.signals import hit_ratio_reported
+from celery_cachetiers.testing import FakeClock
 from tests.integration.apps.command_line import Run, command_line
 from tests.integration.apps.local import cached_app, closing, wait_listening
 from tests.integration.apps.worker_setup import Deployment, new_name
@@ -544,7 +544,7 @@ def test_the_command_speaks_json_and_goes_back_as_far_as_it_is_told(bench: Bench
     [shown] = json.loads(run("--json").output)
     assert (shown["ratio"], shown["at"], shown["total"]["misses"]) == (0.5, made.at, 1)
     assert json.loads(run("--json", "--since", "7d").output) == [shown]
-    time.sleep(max(made.at + 1.001 - time.time(), 0))
+    CacheTiers(bench.app).clock = FakeClock(made.at + 1.001)
     assert json.loads(run("--json", "--since", "1s").output) == []
     refused = run("--since", "yesterday")
     assert refused.exit_code == 2
