@@ -422,6 +422,15 @@ def test_the_history_has_the_busiest_tasks_and_the_sum_of_the_others() -> None:
     assert unpacked_report(packed_report(kept)) == kept
 
 
+@pytest.mark.parametrize("counter", ["l1_hits", "misses", "coalesced"])
+def test_a_task_is_busy_whatever_becomes_of_its_calls(counter: str) -> None:
+    tasks: dict[str, Numbers] = {f"task{at}": {"l2_hits": 5} for at in range(BUSIEST)}
+    kept = unpacked_report(packed_report(told(busy={counter: 6}, **tasks)))
+
+    assert kept is not None
+    assert "busy" in kept.tasks
+
+
 def test_what_a_later_version_adds_is_ignored_and_what_is_no_report_is_none() -> None:
     text = packed_report(some_report())
 
@@ -453,10 +462,10 @@ def test_programs_get_all_of_it_and_what_follows_from_it() -> None:
 
 def test_calls_without_a_key_are_told_though_they_are_in_no_ratio() -> None:
     good, nothing_else, few = (
-        told(a={"l2_hits": hits}, b={"uncacheable": calls}) for hits, calls in ((150, 200), (0, 150), (0, 99))
+        told(a={"l2_hits": hits}, b={"uncacheable": calls}) for hits, calls in ((150, 200), (0, 100), (0, 99))
     )
 
     assert [names(made) for made in (good, nothing_else, few)] == [["uncacheable"], ["uncacheable"], []]
     assert [made.below for made in (good, nothing_else, few)] == [False, False, False]
-    assert "150 of 150 calls (b) have no key" in line(nothing_else)
+    assert "100 of 100 calls (b) have no key" in line(nothing_else)
     assert "why" not in line(few)
