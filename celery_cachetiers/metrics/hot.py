@@ -60,7 +60,7 @@ class Frequent:
 
 
 class HotKeys:
-    """The keys of this process' calls; subscribe it to `EVENTS`.
+    """The keys of this process' calls; subscribe it to `EVENTS`, and not to the hits of L1, which counts its own.
 
     Concurrency: one lock of its own; L1 counts under its own, and hands over what it has counted.
     """
@@ -76,10 +76,9 @@ class HotKeys:
 
     def __call__(self, event: Event, task: str, details: dict[str, Any]) -> None:
         key = details.get("key")
-        if key is None or details.get("tier") == "l1":  # L1 counts its own
-            return
-        with self._lock:
-            self._keys.add((task, key))
+        if key is not None:
+            with self._lock:
+                self._keys.add((task, key))
 
     def take(self, warm: Iterable[tuple[Heat, int]] = ()) -> dict[HotKey, int]:
         """The most frequent ones since it was asked last, with what L1 has counted meanwhile."""
