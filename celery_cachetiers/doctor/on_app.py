@@ -46,7 +46,8 @@ def url(subject: Subject, facts: Facts) -> Iterator[Finding]:
     sources = {"setting": "cachetiers_url", "backend": "the result backend, as cachetiers_url is not set"}
     yield ok("url", f"L2 is {subject.l2}, from {sources[subject.source]}")
     yield from _shared_with_broker(subject)
-    for name, address in {"L2": subject.l2, "the journal": subject.journal}.items():
+    places = {subject.journal: "the journal", subject.l2: "L2"}  # one place is told of once
+    for address, name in places.items():
         if address is not None and not (address.is_here or address.is_encrypted):
             yield info(
                 "tls",

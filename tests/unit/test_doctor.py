@@ -163,6 +163,14 @@ def test_a_connection_that_others_can_read(app: Celery, url: str, level: str | N
     assert levels(on_app.url, of(app)).get("tls") == level
 
 
+@pytest.mark.parametrize(("journal", "hosts"), [(None, ["cache"]), ("redis://journal:6379/0", ["cache", "journal"])])
+def test_a_connection_that_both_share_is_told_of_once(app: Celery, journal: str | None, hosts: list[str]) -> None:
+    app.conf.cachetiers_journal_url = journal
+    found = [each.found for each in on_app.url(behind(app), FACTS) if each.code == "tls"]
+
+    assert sorted(text.partition(" at ")[2].split()[0] for text in found) == hosts
+
+
 def test_no_secret_is_told(app: Celery) -> None:
     secret = "s3cr3t-0123456789"
     app.conf.update(
