@@ -325,6 +325,12 @@ class CacheTiers:
             return self.settings.url, {}
         return backend_redis(self.app)
 
+    def where_writes_wait(self) -> tuple[str, dict[str, Any]] | None:
+        """The same of the journal; equal to `where` if it lies beside the entries."""
+        if self.in_memory or self.settings.journal_url is None:
+            return self.where()
+        return self.settings.journal_url, {}
+
     def _breaker_changed(self, opened: bool) -> None:
         self.events.emit(Event.BREAKER_OPENED if opened else Event.BREAKER_CLOSED)
 

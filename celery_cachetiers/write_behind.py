@@ -75,10 +75,7 @@ class WriteBehind:
         self._flushers: dict[str, Flusher] = {}
 
     def _connect(self) -> RedisJournal | None:
-        settings = self._tiers.settings
-        where = (
-            (settings.journal_url, {}) if settings.journal_url and not self._tiers.in_memory else self._tiers.where()
-        )
+        settings, where = self._tiers.settings, self._tiers.where_writes_wait()
         if where is None:
             return None
         url, options = where

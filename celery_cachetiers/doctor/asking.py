@@ -68,9 +68,9 @@ class Conversation:
 def ask_servers(tiers: CacheTiers, subject: Subject, now: float) -> Facts:
     """What the servers of L2 and of the journal answer. Never raises for a server that does not."""
     facts = Facts(now)
-    where = tiers.where()
+    where, journal_where = tiers.where(), tiers.where_writes_wait() if subject.behind else None
+    shared = journal_where == where
     if where is not None:
-        shared = subject.behind and subject.settings.journal_url is None
         needs = needs_of_l2(Layout(subject.settings.namespace), subject.settings.l1_tracking)
         if shared:
             needs += needs_of_journal(subject.settings.namespace, subject.behind, beside_entries=True)
@@ -78,9 +78,9 @@ def ask_servers(tiers: CacheTiers, subject: Subject, now: float) -> Facts:
         l2 = ask_server(client, address_of(where[0]), needs, tiers.clock)
         reported = None if l2.away else last_report_at(client, Layout(subject.settings.namespace))
         facts = replace(facts, l2=l2, last_report=reported, journal=l2 if shared else None)
-    if subject.behind and subject.settings.journal_url is not None and subject.journal is not None:
+    if journal_where is not None and not shared:
         needs = needs_of_journal(subject.settings.namespace, subject.behind, beside_entries=False)
-        journal = ask_server(tiers.client_of(subject.settings.journal_url), subject.journal, needs, tiers.clock)
+        journal = ask_server(tiers.client_of(*journal_where), address_of(journal_where[0]), needs, tiers.clock)
         facts = replace(facts, journal=journal)
     if facts.journal is not None and not facts.journal.away:
         facts = replace(facts, backlogs=_backlogs(tiers, subject))

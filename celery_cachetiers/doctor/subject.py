@@ -88,10 +88,10 @@ def subject_of(tiers: CacheTiers) -> Subject:
     source = "memory" if where is None else "backend" if settings.url is None else "setting"
     l2 = None if where is None else address_of(where[0])
     behind = _behind(tasks)
-    journal = address_of(settings.journal_url) if settings.journal_url is not None else l2
+    journal = tiers.where_writes_wait() if behind else None
     return Subject(
         settings, conf, _switch(settings), tasks, off, tuple(troubles), tuple(tiers.registry.unused()),
-        source, l2, broker, driver, seconds, behind, journal if behind else None,
+        source, l2, broker, driver, seconds, behind, None if journal is None else address_of(journal[0]),
     )  # fmt: skip
 
 

@@ -17,9 +17,10 @@ from celery_cachetiers.client import RedisClient
 from celery_cachetiers.clock import SystemClock
 from celery_cachetiers.doctor import rights
 from celery_cachetiers.doctor import workers as asking_workers
-from celery_cachetiers.doctor.asking import Conversation, last_report_at
+from celery_cachetiers.doctor.asking import Conversation, ask_servers, last_report_at
 from celery_cachetiers.doctor.examination import examine
 from celery_cachetiers.doctor.findings import Finding
+from celery_cachetiers.doctor.subject import subject_of
 from celery_cachetiers.roll_call import TELL
 from celery_cachetiers.tiers.layout import Layout
 from tests.integration.apps.command_line import Run, command_line
@@ -332,6 +333,19 @@ def test_a_journal_is_looked_at_where_tasks_write_behind(app: Celery, redis_fact
     assert worst["persistence"].level == "warning"
     assert {best[code].level for code in ("journal-eviction", "persistence", "backlog")} == {"ok"}
     assert best["backlog"].found == "rows: 1 write waits"
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_journal_beside_the_entries_is_that_of_l2_though_a_setting_names_it(
+    app: Celery, redis_server: RedisServer, named: bool
+) -> None:
+    behind(app)
+    lead_to(app, redis_server.url(), cachetiers_journal_url=redis_server.url() if named else None)
+    tiers = CacheTiers(app)
+    facts = ask_servers(tiers, subject_of(tiers), 0.0)
+
+    assert facts.journal is facts.l2
+    assert set(facts.backlogs) == {"rows"}
 
 
 def test_what_was_given_up_is_told(app: Celery, redis_server: RedisServer) -> None:
