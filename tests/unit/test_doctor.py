@@ -344,7 +344,7 @@ def test_how_long_results_can_be_read(app: Celery, conf: Any, options: Any, leve
     app.conf.update(conf)
     cached(app, **options)
 
-    assert levels(on_app.results, of(app)) == {"results": level}
+    assert [(each.code, each.level) for each in on_app.results(of(app), FACTS)] == [("results", level)]
 
 
 @pytest.mark.parametrize(
@@ -378,6 +378,7 @@ def test_a_broker_that_cannot_be_used_is_told_without_its_url(app: Celery) -> No
     subject = of(app)
 
     assert subject.driver == ""
+    assert levels(on_app.redelivery, subject) == {}
     assert any("the broker cannot be used" in trouble for trouble in subject.troubles)
     assert "secret" not in str(subject.troubles)
 
@@ -654,6 +655,15 @@ def test_what_the_workers_say(app: Celery, asked: Workers, expected: dict[str, s
     subject, facts = of(app), replace(FACTS, workers=asked)
 
     assert levels(on_workers.workers, subject, facts) | levels(on_workers.agreement, subject, facts) == expected
+
+
+def test_a_broker_that_is_away_is_named_where_that_is_known(app: Celery) -> None:
+    away = replace(FACTS, workers=Workers(broker_away="it hangs"))
+    known = told(on_workers.workers, of(app), away)["broker"].found
+    app.conf.broker_url = "memory://"
+    unknown = told(on_workers.workers, of(app), away)["broker"].found
+
+    assert (known, unknown) == ("the broker redis://broker:6379/0: it hangs", "the broker: it hangs")
 
 
 # ---- the whole -------------------------------------------------------------------------------------------------------
