@@ -119,7 +119,7 @@ def test_seconds_and_bytes_have_their_units(app: Celery, reader: InMemoryMetricR
 def test_an_argument_that_cannot_be_is_named(app: Celery) -> None:
     with pytest.raises(ConfigurationError, match="source"):
         observe(app, source="everything")  # type: ignore[arg-type]  # that is the point
-    assert CacheTiers(app).breaker is None
+    assert CacheTiers(app)._cache is None, "and nothing was begun"
 
 
 def test_without_the_extra_the_error_says_what_to_install() -> None:
