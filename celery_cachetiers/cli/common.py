@@ -14,6 +14,7 @@ import click
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.client import was_answered
 from celery_cachetiers.errors import ConfigurationError, TierUnavailable
+from celery_cachetiers.installed import is_fallback
 
 LEFT: Final = 1
 """Exit status: something failed or was left."""
@@ -48,6 +49,8 @@ def extension(ctx: click.Context) -> Iterator[CacheTiers]:
     try:
         app.loader.import_default_modules()
         app.finalize()
+        if is_fallback(app) and all(name.startswith("celery.") for name in app.tasks):
+            raise Refused("no app is named, or it has no tasks: celery -A proj cachetiers ...")
         yield CacheTiers(app)
     except ConfigurationError as error:
         raise Refused(str(error)) from error

@@ -51,13 +51,15 @@ def report(ctx: click.Context, since: float, plot: Path | None, as_json: bool) -
     if plot is not None:
         if not made:
             raise Failed(f"{NONE}; nothing is drawn")
+        if all(each.since is None for each in made):
+            raise Failed("The first report alone, which has no length, cannot be drawn: wait for the next one")
         _draw(made, plot)
     if as_json:
         print_json([report_as_dict(each) for each in made])
     elif made:
         print_table(TITLES, [_row(each) for each in made])
     else:
-        click.echo(f"{NONE}: beat sends them, and a worker makes them.")
+        click.echo(f"{NONE}: beat sends them, the first one after cachetiers_report_every, and a worker makes them.")
 
 
 def _row(made: Report) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ def _counts(tiers: CacheTiers) -> tuple[dict[str, int] | None, str]:
     try:
         counted: dict[str, int] = tiers.stats()["invalidated"]
     except TierUnavailable as error:
-        return None, f"{trouble_of(error)}. How often they were invalidated is not known."
+        return None, f"How often they were invalidated is not known: {trouble_of(error)}"
     return counted, ""
 
 
