@@ -63,11 +63,17 @@ def report(ctx: click.Context, since: float, plot: Path | None, as_json: bool) -
 
 
 def _row(made: Report) -> tuple[str, ...]:
-    total, why = made.total, ", ".join(reason.name for reason in made.reasons)
+    total, why = made.total, ", ".join(_why(made))
     return (
         instant(made.at), str(made.requests), _percent(made.ratio), str(total.coalesced), f"{total.seconds_saved:.1f}",
         _percent(made.server_ratio), why or "-",
     )  # fmt: skip
+
+
+def _why(made: Report) -> list[str]:
+    """The reasons; before them that the numbers are of all time, where they are."""
+    names = list(dict.fromkeys(reason.name for reason in made.reasons))
+    return names if made.since is not None or "no_reading" in names else ["so far", *names]
 
 
 def _percent(ratio: float | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -323,6 +324,51 @@ def test_sums_that_began_anew_while_the_last_report_was_kept_are_recognised(
     made = bench.report()
 
     assert (made.total.misses, made.complete) == (1, False)
+
+
+@pytest.mark.parametrize("policy", ["volatile-lru", "volatile-random", "volatile-ttl"])
+def test_a_report_whose_reading_was_evicted_says_so_and_blames_nothing_else(
+    redis_factory: RedisServers, bench_at: Callable[..., Bench], policy: str
+) -> None:
+    """All memory is turned over between two reports: the next one cannot know what the calls have missed."""
+    server = redis_factory()
+    bench = bench_at(server.url())
+
+    @bench.app.task(base=CachedTask, name="plain", l1=False)
+    def plain(x: int) -> int:
+        return x
+
+    for x in range(120):
+        plain(x)
+    before = bench.report()
+    with server.client() as client:
+        client.config_set("maxmemory-policy", policy)
+        client.config_set("maxmemory", int(client.info("memory")["used_memory"]) + 2_000_000)
+        turn_over(client, bench.app.main)
+        client.config_set("maxmemory", 0)  # so that what is counted from here on stays
+    for x in range(120):
+        plain(x)
+    made = bench.report()
+
+    assert (before.since, made.since, made.traffic) == (None, None, None)
+    assert made.below
+    assert [reason.name for reason in made.reasons if reason.name != "cheap"] == ["no_reading"]
+    assert "there is no earlier reading to compare with" in str(made)
+    last = bench.tiers.history()[-1]
+    assert (last.since, last.reasons) == (None, made.reasons)
+
+
+def turn_over(client: Any, namespace: str) -> None:
+    """Writes to a full server until nothing else is left; what is written would live for longer."""
+    assert client.exists(f"{namespace}:stats:@report")
+    for _ in range(500):
+        pipeline = client.pipeline(transaction=False)
+        for _ in range(100):
+            pipeline.set(f"filler{random.random()}", "x" * 20_000, ex=30 * 86400)
+        pipeline.execute()
+        if not any(client.scan_iter(f"{namespace}:*", count=1000)):
+            return
+    raise AssertionError("the server has not evicted all")
 
 
 def test_a_user_who_may_not_ask_for_info_has_the_own_counters_with_the_reason(
