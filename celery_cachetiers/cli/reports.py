@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 
 from celery_cachetiers.cli.common import Failed, Refused, as_json, extension, instant, print_json, print_table
+from celery_cachetiers.cli.terminal import say
 from celery_cachetiers.metrics.report import Report
 from celery_cachetiers.metrics.report_json import report_as_dict
 
@@ -59,7 +60,7 @@ def report(ctx: click.Context, since: float, plot: Path | None, as_json: bool) -
     elif made:
         print_table(TITLES, [_row(each) for each in made])
     else:
-        click.echo(f"{NONE}: beat sends them, the first one after cachetiers_report_every, and a worker makes them.")
+        say(f"{NONE}: beat sends them, the first one after cachetiers_report_every, and a worker makes them.")
 
 
 def _row(made: Report) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.cli.common import as_json, extension, print_json, print_table
 from celery_cachetiers.cli.names import check_task
 from celery_cachetiers.cli.numbers import percent, seconds, size
+from celery_cachetiers.cli.terminal import say
 from celery_cachetiers.client import was_answered
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.server_info import ServerInfo, Traffic
@@ -52,12 +53,12 @@ def stats(ctx: click.Context, task: str | None, as_json: bool) -> None:
     _print_tasks(found, task)
     _print_invalidated(found["invalidated"])
     for line in _about(info, found["ratio"]):
-        click.echo(line)
+        say(line)
     if note is not None:
-        click.echo(note)
+        say(note)
     if late:
         who = "1 process has" if late == 1 else f"{late} processes have"
-        click.echo(f"{who} not merged in time: up to 10 s of what was counted may be missing.")
+        say(f"{who} not merged in time: up to 10 s of what was counted may be missing.")
 
 
 def merge_first(tiers: CacheTiers) -> int:
@@ -92,7 +93,7 @@ def server_of(tiers: CacheTiers) -> tuple[ServerInfo | None, str | None]:
 
 def _print_tasks(found: Mapping[str, Any], task: str | None) -> None:
     if not found["tasks"]:
-        click.echo("Nothing was counted yet." if task is None else f"Nothing was counted of {task} yet.")
+        say("Nothing was counted yet." if task is None else f"Nothing was counted of {task} yet.")
         return
     trouble = [name for name in TROUBLE if found["total"][name]]
     rows = [_row(name, counted, trouble) for name, counted in found["tasks"].items()]
