@@ -46,12 +46,15 @@ def stats(ctx: click.Context, task: str | None, as_json: bool) -> None:
         info, note = server_of(tiers)
     found.pop("here")  # of this process, which has done nothing
     if task is not None:
-        found |= {"invalidated": {}, "outdated": {}}  # patterns are anybody's
+        found |= {"invalidated": {}, "outdated": {}, "unusable": {}}  # these are anybody's
     if as_json:
         print_json({**found, "server": None if info is None else info.as_dict(), "note": note, "late": late})
         return
     _print_tasks(found, task)
     _print_invalidated(found["invalidated"])
+    if found["unusable"]:
+        click.echo("")
+        print_table(("unusable", "times"), list(found["unusable"].items()))
     for line in _about(info, found["ratio"]):
         say(line)
     if note is not None:

@@ -88,6 +88,7 @@ def interval(before: Moment, now: Moment) -> Interval:
         differences.between(was.process, here.process),
         differences.between(was.invalidated, here.invalidated),
         differences.between(was.outdated, here.outdated),
+        differences.between(was.unusable, here.unusable),
     )
     seen = traffic_of_all(before.servers, now.servers)
     evicted = None if seen is None else seen.evicted_keys

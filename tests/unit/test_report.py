@@ -440,7 +440,8 @@ def test_what_a_later_version_adds_is_ignored_and_what_is_no_report_is_none() ->
 
 
 def test_a_reading_is_what_it_was_and_what_is_none_is_none() -> None:
-    sums = Sums({"a": {"misses": 3, "compute_seconds": 0.125}}, {"gaps": 1}, {"user:*": 2}, {"user:*": 1})
+    tasks: dict[str, Numbers] = {"a": {"misses": 3, "compute_seconds": 0.125}}
+    sums = Sums(tasks, {"gaps": 1}, {"user:*": 2}, {"user:*": 1}, {"forged": 1})
     made = Moment(12.5, sums, (SERVER,))
 
     assert unpacked_moment(packed_moment(made)) == made
