@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import click
 
-ROOM: Final = 24
+ROOM: Final = 28
 """Characters that a text must have beside its label; with fewer it goes below."""
 BELOW: Final = "    "
 
@@ -58,7 +58,7 @@ def beside(label: str, text: str, indent: int, width: int | None) -> list[str]:
 
     >>> beside("key", "0f3a of proj.page", 5, None)
     ['key  0f3a of proj.page']
-    >>> beside("key", "0f3a of a page with a long name", 5, 32)
+    >>> beside("key", "0f3a of a page with a long name", 5, 33)
     ['key  0f3a of a page with a long', '     name']
     >>> beside("key", "0f3a0f3a0f3a0f3a0f3a0f3a", 9, 30)
     ['key', '    0f3a0f3a0f3a0f3a0f3a0f3a']
