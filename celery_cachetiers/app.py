@@ -171,8 +171,9 @@ class CacheTiers:
         Returns:
             ``tasks``: name to counters; ``total``: all tasks together; ``ratio``: their hit ratio, ``None`` without
             requests; ``process``: what belongs to no task; ``invalidated``: pattern of the tag to invalidations, the
-            most frequent first; ``outdated``: misses that these have made, the same way; ``here``: what L1 of this very
-            process holds, and whether it leaves Redis alone just now (``breaker``).
+            most frequent first; ``outdated``: misses that these have made, the same way; ``unusable``: entries that
+            could not be read or written, by `UnusableEntry.reason`; ``here``: what L1 of this very process holds, and
+            whether it leaves Redis alone just now (``breaker``).
 
         Raises:
             TierUnavailable: Redis was not reached.

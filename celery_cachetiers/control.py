@@ -74,7 +74,8 @@ def _children(state: Any) -> set[int]:
 
 
 def _totals(answer: Mapping[str, Any]) -> Totals:
-    return totals_of(Sums(answer["tasks"], answer["process"], answer["invalidated"], answer.get("outdated", {})))
+    names = answer["invalidated"], answer.get("outdated", {}), answer.get("unusable", {})
+    return totals_of(Sums(answer["tasks"], answer["process"], *names))
 
 
 def _brief(answer: Mapping[str, Any], task: str | None) -> dict[str, Any]:

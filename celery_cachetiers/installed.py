@@ -23,7 +23,7 @@ def installed() -> CacheTiers:
         ConfigurationError: None has it, or several have and none is current.
     """
     app: Any = _state.get_current_app()  # the stubs lack `autofinalize` and `finalized`
-    if not hasattr(app, "_cachetiers") and app.autofinalize and not (app.finalized or _is_fallback(app)):
+    if not hasattr(app, "_cachetiers") and app.autofinalize and not (app.finalized or is_fallback(app)):
         app.finalize()  # its tasks are bound then, and those that are cached install the extension
     current: CacheTiers | None = getattr(app, "_cachetiers", None)
     if current is not None:
@@ -35,7 +35,7 @@ def installed() -> CacheTiers:
     raise ConfigurationError("app", [each.app.main for each in everywhere], allowed)
 
 
-def _is_fallback(app: Any) -> bool:
+def is_fallback(app: Any) -> bool:
     """Whether Celery has made the app itself, as no other is current: in threads it is there beside the user's."""
     return app.main == "default" and app is _state.default_app  # type: ignore[attr-defined]  # not in the stubs
 

@@ -24,7 +24,7 @@ _LINES: dict[Event, tuple[int, str]] = {
 def log(event: Event, task: str, details: dict[str, object]) -> None:
     """Writes one line."""
     level, line = _LINES[event]
-    logger.log(level, "celery-cachetiers: %s%s %s", f"{task}: " if task else "", line, details or "")
+    logger.log(level, "celery-cachetiers: %s%s%s", f"{task}: " if task else "", line, f" {details}" if details else "")
 
 
 def listen(events: Events) -> None:

@@ -44,6 +44,7 @@ class Merge:
             all keys that have missed, those whose `rank` is at least ``halvings``.
         halvings: How often the keys were too many, and half of them were left out.
         hot: Calls by key, of those keys that were asked for most.
+        unusable: Entries that could not be read or written, by reason.
     """
 
     source: str
@@ -55,6 +56,7 @@ class Merge:
     missed: Mapping[HotKey, int] = field(default_factory=dict)
     halvings: int = 0
     hot: Mapping[HotKey, int] = field(default_factory=dict)
+    unusable: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Sums:
     process: Numbers
     invalidated: Numbers
     outdated: Numbers = field(default_factory=dict)
+    unusable: Numbers = field(default_factory=dict)
 
 
 class StatsStore(Protocol):

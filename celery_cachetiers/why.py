@@ -135,7 +135,8 @@ class WhyLease:
         state: ``computing``, or ``handed over`` to a message that is to come: a retry, or a refresh.
         seconds_left: Until it ends, unless it is renewed, as it is every third of ``lease_ttl``.
         current: False if a tag was invalidated since it was taken: its value will not be stored.
-        waiting: How many processes wait for it.
+        waiting: How many processes wait to be woken when it ends. Not calls: a process is one, however many of its
+            calls wait; and what a worker holds for a call that its own pool runs is not among them.
     """
 
     task_id: str
@@ -149,7 +150,7 @@ class WhyLease:
         who = f"task {self.task_id}" if self.task_id else "a direct call"
         age = "current" if self.current else "out of date: a tag was invalidated since it was taken"
         waiting = counted(self.waiting, "process waits", "processes wait")
-        return f"{self.state}, {who}, {span(self.seconds_left)} left, {age}; {waiting}"
+        return f"{self.state}, {who}, {span(self.seconds_left)} left, {age}; {waiting} to be woken"
 
 
 @dataclass(frozen=True, slots=True)

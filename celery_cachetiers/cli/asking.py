@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -11,6 +10,7 @@ import click
 from celery_cachetiers.asking import Asked
 from celery_cachetiers.cli.calls import a_call, task_named
 from celery_cachetiers.cli.common import LEFT, as_json, extension, print_json
+from celery_cachetiers.cli.terminal import beside, columns, painted, say, wrapped
 from celery_cachetiers.entry import MISSING
 from celery_cachetiers.publishing import MODES
 from celery_cachetiers.why import Why
@@ -32,9 +32,8 @@ def why(ctx: click.Context, task: str, args: list[Any], kwargs: Mapping[str, Any
     found = _ask(ctx, task, args, kwargs, mode).why
     if as_json:
         print_json(found.as_dict())
-    elif not _rich(found):
-        lines = [f"  {label:<8} {text}" for label, text in _facts(found)]
-        click.echo("\n".join([found.headline(), *found.sentences(), *lines]))
+    else:
+        _print(found)
 
 
 @click.command()
@@ -76,22 +75,11 @@ def _facts(found: Why) -> list[tuple[str, str]]:
 _COLOURS = {"hit": "green", "stale hit": "yellow", "held": "yellow", "miss": "red"}
 
 
-def _rich(found: Why) -> bool:
-    """Prints it with rich on a terminal; false where there is none, or no rich."""
-    if not sys.stdout.isatty():
-        return False
-    try:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-    except ImportError:
-        return False
-    console = Console()
-    console.print(Text(found.headline(), style=f"bold {_COLOURS.get(found.verdict, 'magenta')}"))
+def _print(found: Why) -> None:
+    width, colour = columns(), _COLOURS.get(found.verdict, "magenta")
+    for line in wrapped(found.headline(), width):
+        click.echo(painted(line, fg=colour, bold=True))
     for sentence in found.sentences():
-        console.print(Text(sentence))  # not markup: arguments are anybody's
-    table = Table.grid(padding=(0, 2))
+        say(sentence)
     for label, text in _facts(found):
-        table.add_row(Text(f"  {label}", style="dim"), Text(text))
-    console.print(table)
-    return True
+        click.echo("\n".join(beside(f"  {label}", text, 11, width)))

@@ -12,8 +12,10 @@ from typing import Any, Final
 import click
 
 from celery_cachetiers.app import CacheTiers
+from celery_cachetiers.cli.terminal import beside, colourless, columns
 from celery_cachetiers.client import was_answered
 from celery_cachetiers.errors import ConfigurationError, TierUnavailable
+from celery_cachetiers.installed import is_fallback
 
 LEFT: Final = 1
 """Exit status: something failed or was left."""
@@ -48,6 +50,8 @@ def extension(ctx: click.Context) -> Iterator[CacheTiers]:
     try:
         app.loader.import_default_modules()
         app.finalize()
+        if is_fallback(app) and all(name.startswith("celery.") for name in app.tasks):
+            raise Refused("no app is named, or it has no tasks: celery -A proj cachetiers ...")
         yield CacheTiers(app)
     except ConfigurationError as error:
         raise Refused(str(error)) from error
@@ -88,11 +92,14 @@ def _is_plain(key: object) -> bool:
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Prints rows: with rich on a terminal where they fit, else in plain columns, which other programs can cut.
 
-    Nothing is ever shortened to fit: a key that is cut short is none.
+    Nothing is ever shortened to fit: a key that is cut short is none. A terminal that has no room for the columns gets
+    each cell in a line of its own.
     """
     texts = [[str(cell) for cell in row] for row in rows]
     if not _rich_table(titles, texts):
-        click.echo("\n".join(plain_table(titles, texts)))
+        lines, width = plain_table(titles, texts), columns()
+        fits = width is None or max(map(len, lines)) <= width
+        click.echo("\n".join(lines if fits else _records(titles, texts, width)))
 
 
 def plain_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -106,6 +113,16 @@ def plain_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[st
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
+def _records(titles: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
+    """Each row as a few lines, with a blank one after it."""
+    indent, lines = max(map(len, titles)) + 2, list[str]()
+    for row in rows:
+        for title, cell in zip(titles, row, strict=True):
+            lines += beside(title, cell, indent, width)
+        lines.append("")
+    return lines[:-1]
+
+
 def _rich_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     if not sys.stdout.isatty():
         return False
@@ -115,7 +132,7 @@ def _rich_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
         from rich.text import Text
     except ImportError:
         return False
-    console, table = Console(), Table(*titles)
+    console, table = Console(no_color=colourless() or None), Table(*titles)
     table.columns[-1].overflow = "fold"
     for row in rows:
         table.add_row(*map(Text, row))  # not markup: values are anybody's

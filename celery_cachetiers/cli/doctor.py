@@ -9,6 +9,7 @@ from typing import Final
 import click
 
 from celery_cachetiers.cli.common import LEFT, as_json, extension, print_json
+from celery_cachetiers.cli.terminal import beside, columns, painted
 from celery_cachetiers.doctor.examination import examine
 from celery_cachetiers.doctor.findings import LEVELS, Finding, worst
 
@@ -35,12 +36,13 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
 
 def _print(findings: Sequence[Finding]) -> None:
-    width = max(len(finding.code) for finding in findings)
+    width, indent = columns(), max(len(finding.code) for finding in findings) + 11
     for finding in findings:
-        head = f"{click.style(f'{finding.level:<7}', fg=_COLOURS[finding.level])}  {finding.code:<{width}}"
-        click.echo(f"{head}  {finding.found}")
+        lines = beside(f"{finding.level:<7}  {finding.code}", finding.found, indent, width)
         if finding.remedy:
-            click.echo(f"{'':<{width + 9}}  -> {finding.remedy}")
+            lines += beside("", f"-> {finding.remedy}", indent, width)
+        level = painted(finding.level, fg=_COLOURS[finding.level])
+        click.echo(level + "\n".join(lines)[len(finding.level) :])
     counts = Counter(finding.level for finding in findings)
     click.echo(
         ", ".join(

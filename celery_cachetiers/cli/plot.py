@@ -20,9 +20,14 @@ Value = Callable[[Report], float | None]
 
 
 def draw(made: Sequence[Report], path: Path) -> None:
-    """Draws reports into a file, of the kind that its name ends in.
+    """Draws reports into a file, of the kind that its name ends in."""
+    figure_of(made).savefig(path)
 
-    The first report of all, of everything counted before it, is left out: it has no length.
+
+def figure_of(made: Sequence[Report]) -> Figure:
+    """What is drawn: three axes over one time.
+
+    A report without an earlier one to compare with, of everything counted before it, is left out: it has no length.
     """
     reports = [each for each in made if each.since is not None]
     zone = datetime.now().astimezone().tzinfo
@@ -39,7 +44,7 @@ def draw(made: Sequence[Report], path: Path) -> None:
     locator = AutoDateLocator(tz=zone)  # type: ignore[no-untyped-call]  # matplotlib says nothing of it
     latency.xaxis.set_major_locator(locator)
     latency.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=zone))  # type: ignore[no-untyped-call]
-    figure.savefig(path)
+    return figure
 
 
 def _lines(axes: Any, times: Sequence[datetime], reports: Sequence[Report], values: dict[str, Value]) -> None:

@@ -11,6 +11,7 @@ import click
 
 from celery_cachetiers.amounts import percent
 from celery_cachetiers.cli.common import Failed, Refused, as_json, extension, instant, print_json, print_table
+from celery_cachetiers.cli.terminal import say
 from celery_cachetiers.metrics.report import Report
 from celery_cachetiers.metrics.report_json import report_as_dict
 
@@ -51,21 +52,29 @@ def report(ctx: click.Context, since: float, plot: Path | None, as_json: bool) -
     if plot is not None:
         if not made:
             raise Failed(f"{NONE}; nothing is drawn")
+        if all(each.since is None for each in made):
+            raise Failed("The first report alone, which has no length, cannot be drawn: wait for the next one")
         _draw(made, plot)
     if as_json:
         print_json([report_as_dict(each) for each in made])
     elif made:
         print_table(TITLES, [_row(each) for each in made])
     else:
-        click.echo(f"{NONE}: beat sends them, and a worker makes them.")
+        say(f"{NONE}: beat sends them, the first one after cachetiers_report_every, and a worker makes them.")
 
 
 def _row(made: Report) -> tuple[str, ...]:
-    total, why = made.total, ", ".join(reason.name for reason in made.reasons)
+    total, why = made.total, ", ".join(_why(made))
     return (
         instant(made.at), str(made.requests), percent(made.ratio), str(total.coalesced), f"{total.seconds_saved:.1f}",
         percent(made.server_ratio), why or "-",
     )  # fmt: skip
+
+
+def _why(made: Report) -> list[str]:
+    """The reasons; before them that the numbers are of all time, where they are."""
+    names = list(dict.fromkeys(reason.name for reason in made.reasons))
+    return names if made.since is not None or "no_reading" in names else ["so far", *names]
 
 
 def _draw(made: Sequence[Report], path: Path) -> None:

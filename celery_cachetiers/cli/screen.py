@@ -16,6 +16,9 @@ from celery_cachetiers.metrics.tally import Tally
 ROWS: Final = 8
 """Tasks, keys and tags that are shown at most."""
 
+BESIDE: Final = 34
+"""Characters that stand beside the sparklines: of those that have less room, the latest part is shown."""
+
 RATES: Final[tuple[tuple[str, Callable[[Tally], float]], ...]] = (
     ("hits in L1", lambda tally: tally.l1_hits),
     ("hits in L2", lambda tally: tally.l2_hits),
@@ -41,31 +44,31 @@ class Dashboard:
     def __init__(self, title: str) -> None:
         self._title = title
 
-    def lines(self, history: History, trouble: str | None) -> list[str]:
-        """As plain text."""
-        parts = [self._head(), *self._parts(history, trouble)]
-        return [line.text for line in fitted(parts, UNLIMITED, UNLIMITED)]
+    def lines(self, history: History, trouble: str | None, width: int = UNLIMITED) -> list[str]:
+        """As plain text, of any height."""
+        parts = [self._head(), *self._parts(history, trouble, width)]
+        return [line.text for line in fitted(parts, width, UNLIMITED)]
 
     def drawn(self, history: History, trouble: str | None, width: int, height: int) -> Any:
         """For rich, in as many lines as the terminal has."""
         from rich.text import Text
 
-        text = Text(self._head(), style="bold", no_wrap=True, overflow="crop")
-        for line in fitted(list(self._parts(history, trouble)), width, height - 1):
+        text = Text(self._head(), style="bold", no_wrap=True, overflow="ellipsis")
+        for line in fitted(list(self._parts(history, trouble, width)), width, height - 1):
             text.append(f"\n{line.text}", style=line.style or "not bold")
         return text
 
     def _head(self) -> str:
         return f"cachetiers: {self._title}, {datetime.now().astimezone():%H:%M:%S}"
 
-    def _parts(self, history: History, trouble: str | None) -> Iterator[Table | str]:
+    def _parts(self, history: History, trouble: str | None, width: int) -> Iterator[Table | str]:
         """The trouble, if there is any, and the last interval that there was."""
         if trouble is not None:
             yield trouble
         last = next((each for each in reversed(history) if each is not None), None)
         if last is None:
             return
-        yield _rates(history, last)
+        yield _rates(list(history)[-max(width - BESIDE, 1) :], last)
         yield from filter(lambda table: table.rows, (_tasks(last), _keys(last), _tags(last), _writes(last)))
         yield _server(last)
 

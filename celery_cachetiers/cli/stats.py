@@ -11,6 +11,7 @@ from celery_cachetiers.amounts import counted, percent, size, span
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.cli.common import as_json, extension, print_json, print_table
 from celery_cachetiers.cli.names import check_task
+from celery_cachetiers.cli.terminal import say
 from celery_cachetiers.client import was_answered
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.server_info import ServerInfo, Traffic
@@ -45,19 +46,22 @@ def stats(ctx: click.Context, task: str | None, as_json: bool) -> None:
         info, note = server_of(tiers)
     found.pop("here")  # of this process, which has done nothing
     if task is not None:
-        found |= {"invalidated": {}, "outdated": {}}  # patterns are anybody's
+        found |= {"invalidated": {}, "outdated": {}, "unusable": {}}  # these are anybody's
     if as_json:
         print_json({**found, "server": None if info is None else info.as_dict(), "note": note, "late": late})
         return
     _print_tasks(found, task)
     _print_invalidated(found["invalidated"])
+    if found["unusable"]:
+        click.echo("")
+        print_table(("unusable", "times"), list(found["unusable"].items()))
     for line in _about(info, found["ratio"]):
-        click.echo(line)
+        say(line)
     if note is not None:
-        click.echo(note)
+        say(note)
     if late:
         who = counted(late, "process has", "processes have")
-        click.echo(f"{who} not merged in time: up to 10 s of what was counted may be missing.")
+        say(f"{who} not merged in time: up to 10 s of what was counted may be missing.")
 
 
 def merge_first(tiers: CacheTiers) -> int:
@@ -88,7 +92,7 @@ def server_of(tiers: CacheTiers) -> tuple[ServerInfo | None, str | None]:
 
 def _print_tasks(found: Mapping[str, Any], task: str | None) -> None:
     if not found["tasks"]:
-        click.echo("Nothing was counted yet." if task is None else f"Nothing was counted of {task} yet.")
+        say("Nothing was counted yet." if task is None else f"Nothing was counted of {task} yet.")
         return
     trouble = [name for name in TROUBLE if found["total"][name]]
     rows = [_row(name, counted, trouble) for name, counted in found["tasks"].items()]

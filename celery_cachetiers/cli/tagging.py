@@ -8,6 +8,7 @@ import click
 
 from celery_cachetiers.app import CacheTiers
 from celery_cachetiers.cli.common import as_json, extension, print_json, print_table, trouble_of
+from celery_cachetiers.cli.terminal import say
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.registry import FIELD, Registry, TagUse, meet
 from celery_cachetiers.tag_names import user_tag
@@ -32,9 +33,9 @@ def tags(ctx: click.Context, as_json: bool) -> None:
         titles = ("tag", "depend on it", "invalidate it", "times invalidated")
         print_table(titles, [_row(use, counts) for use in uses])
     else:
-        click.echo("No task of the app declares a tag.")
+        say("No task of the app declares a tag.")
     for line in [*_remarks(registry, uses, counts), *filter(None, [note])]:
-        click.echo(line)
+        say(line)
 
 
 def _counts(tiers: CacheTiers) -> tuple[dict[str, int] | None, str]:
@@ -44,7 +45,7 @@ def _counts(tiers: CacheTiers) -> tuple[dict[str, int] | None, str]:
     try:
         counted: dict[str, int] = tiers.stats()["invalidated"]
     except TierUnavailable as error:
-        return None, f"{trouble_of(error)}. How often they were invalidated is not known."
+        return None, f"How often they were invalidated is not known: {trouble_of(error)}"
     return counted, ""
 
 

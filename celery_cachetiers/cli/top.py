@@ -17,10 +17,11 @@ from typing import Any, Final, cast
 import click
 
 from celery_cachetiers.app import CacheTiers
-from celery_cachetiers.cli.common import Refused, as_json, extension, print_json_line, trouble_of
+from celery_cachetiers.cli.common import UNLIMITED, Refused, as_json, extension, print_json_line, trouble_of
 from celery_cachetiers.cli.intervals import Interval, Reading, between, read
 from celery_cachetiers.cli.screen import Dashboard
 from celery_cachetiers.cli.stats import MEMORY_ONLY
+from celery_cachetiers.cli.terminal import colourless, columns
 from celery_cachetiers.errors import TierUnavailable
 from celery_cachetiers.tiers.redis_server import RedisServerInfo
 
@@ -101,7 +102,7 @@ def _screen(tiers: CacheTiers, interval: float, stack: ExitStack, *, live: bool)
 
     def show(history: deque[Interval | None], trouble: str | None) -> None:
         if screen is None:
-            click.echo("\n".join(dashboard.lines(history, trouble)))
+            click.echo("\n".join(dashboard.lines(history, trouble, columns() or UNLIMITED)))
         else:
             screen.update(dashboard.drawn(history, trouble, *screen.console.size), refresh=True)
 
@@ -110,7 +111,9 @@ def _screen(tiers: CacheTiers, interval: float, stack: ExitStack, *, live: bool)
 
 def _rich_screen(stack: ExitStack) -> Any:
     try:
+        from rich.console import Console
         from rich.live import Live
     except ImportError:
         return None
-    return cast("Any", stack.enter_context(Live(auto_refresh=False, screen=True)))
+    console = Console(no_color=colourless() or None)
+    return cast("Any", stack.enter_context(Live(console=console, auto_refresh=False, screen=True)))

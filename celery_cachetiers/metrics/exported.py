@@ -106,6 +106,7 @@ OF_PROCESS: Final = {
 INVALIDATED: Final = _counter(
     "invalidated", "tags and keys that were invalidated, by the tag up to its colon", "pattern"
 )
+UNUSABLE: Final = _counter("unusable_by_reason", "the same as unusable, by what was wrong with the entry", "reason")
 
 UP: Final = _gauge("up", "1 if Redis has answered", source="all")
 L1_ENTRIES: Final = _gauge("l1_entries", "entries in this process' memory", source="process")
@@ -133,8 +134,8 @@ OF_SERVER: Final = {
 
 METRICS: Final = tuple(
     dict.fromkeys(
-        (HITS, *OF_TASK.values(), *OF_PROCESS.values(), INVALIDATED, UP, *HERE, JOURNAL_UP, PENDING, PENDING_AGE, DEAD,
-         *OF_SERVER.values())
+        (HITS, *OF_TASK.values(), *OF_PROCESS.values(), INVALIDATED, UNUSABLE, UP, *HERE, JOURNAL_UP, PENDING,
+         PENDING_AGE, DEAD, *OF_SERVER.values())
     )
 )  # fmt: skip
 """All of them."""
@@ -180,6 +181,7 @@ class Steady:
             patterns = list(self._of_patterns(totals.invalidated))
         for name, metric in OF_PROCESS.items():
             told.append(Sample(metric, ("",) * len(metric.labels), getattr(totals.process, name)))
+        told += [Sample(UNUSABLE, (reason,), count) for reason, count in totals.unusable.items()]
         return told + patterns
 
     def _of_tasks(self, tallies: Mapping[str, Tally]) -> Iterator[Sample]:

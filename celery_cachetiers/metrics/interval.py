@@ -37,14 +37,22 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """What happened between two moments; ``complete`` is false if the sums began anew meanwhile.
+    """What happened between two moments.
 
-    ``traffic`` is ``None`` if it is not known.
+    Attributes:
+        counted: By the cache.
+        complete: False if the sums began anew meanwhile.
+        traffic: Of the servers; ``None`` if it is not known.
+        compared: False if there was no earlier moment: then all was counted so far.
+        evicted: Keys that the servers have evicted meanwhile; since they started, without an earlier moment;
+            ``None`` if that is not known.
     """
 
     counted: Totals
     complete: bool = True
     traffic: Traffic | None = None
+    compared: bool = True
+    evicted: int | None = None
 
 
 @dataclass(slots=True)
@@ -80,13 +88,17 @@ def interval(before: Moment, now: Moment) -> Interval:
         differences.between(was.process, here.process),
         differences.between(was.invalidated, here.invalidated),
         differences.between(was.outdated, here.outdated),
+        differences.between(was.unusable, here.unusable),
     )
-    return Interval(totals_of(counted), differences.complete, traffic_of_all(before.servers, now.servers))
+    seen = traffic_of_all(before.servers, now.servers)
+    evicted = None if seen is None else seen.evicted_keys
+    return Interval(totals_of(counted), differences.complete, seen, evicted=evicted)
 
 
 def so_far(now: Moment) -> Interval:
-    """What is known without an earlier reading: all that is in the sums, and nothing of the servers."""
-    return Interval(totals_of(now.sums))
+    """What is known without an earlier reading: all that is in the sums, and what the servers have evicted so far."""
+    evicted = sum(each.evicted_keys for each in now.servers) if now.servers else None
+    return Interval(totals_of(now.sums), compared=False, evicted=evicted)
 
 
 def traffic_of_all(before: Sequence[ServerInfo], now: Sequence[ServerInfo]) -> Traffic | None:

@@ -39,9 +39,10 @@ class _Seen:
     process: Row
     invalidated: Mapping[str, int]
     outdated: Mapping[str, int]
+    unusable: Mapping[str, int]
 
 
-_NOTHING: Final = _Seen({}, {}, {}, {})
+_NOTHING: Final = _Seen({}, {}, {}, {}, {})
 
 
 class Merger:
@@ -136,16 +137,18 @@ class Merger:
         before = self._merged
         missed, halvings = self._counters.take_missed()  # first: what is in it is counted below
         tasks = {task: _row(tally) for task, tally in self._counters.snapshot().items()}
-        now = _Seen(tasks, _row(self._counters.process), self._counters.invalidated(), self._counters.outdated())
+        names = self._counters.invalidated(), self._counters.outdated(), self._counters.unusable()
+        now = _Seen(tasks, _row(self._counters.process), *names)
         changed = {task: _less(row, before.tasks.get(task, {})) for task, row in now.tasks.items()}
-        process, invalidated = _less(now.process, before.process), _less(now.invalidated, before.invalidated)
-        outdated = _less(now.outdated, before.outdated)
+        process, invalidated = _less(now.process, before.process), _fewer(now.invalidated, before.invalidated)
+        outdated, unusable = _fewer(now.outdated, before.outdated), _fewer(now.unusable, before.unusable)
         changed = {task: row for task, row in changed.items() if row}
         if not (changed or process or invalidated):
             return None
         self._number += 1
-        names = cast("tuple[Mapping[str, int], Mapping[str, int]]", (invalidated, outdated))
-        merge = Merge(self._source, self._number, changed, process, *names, missed, halvings, self._hot())
+        merge = Merge(
+            self._source, self._number, changed, process, invalidated, outdated, missed, halvings, self._hot(), unusable
+        )  # fmt: skip
         return merge, now
 
     def _run(self, over: threading.Event, due: threading.Event) -> None:
@@ -175,3 +178,8 @@ def _less(now: Mapping[str, int | float], before: Numbers) -> Row:
     """What has been added; counters that have not changed are left out."""
     changes = {name: value - before.get(name, 0) for name, value in now.items()}
     return {name: change for name, change in changes.items() if change and isfinite(change)}
+
+
+def _fewer(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    """The same for counts by name."""
+    return {name: count - before.get(name, 0) for name, count in now.items() if count != before.get(name, 0)}

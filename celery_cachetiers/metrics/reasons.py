@@ -3,6 +3,8 @@
 Misses are parted, each into one heap: keys that had not missed for a day; entries that an invalidation has
 ended; entries that were removed one by one; calls that ran without Redis; computes that left nothing stored; entries
 that Redis has evicted; and the rest, whose time was over. A heap is told of when it is a tenth of the misses.
+
+Where Redis evicts and has lost the last reading, it may have lost what it knew of keys, too: then no heap is told of.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class Reason:
 
     Attributes:
         name: ``"distinct_keys"``, ``"invalidated"``, ``"evicted"``, ``"ttl"``, ``"not_stored"``, ``"unreachable"``,
-            ``"uncacheable"`` or ``"cheap"``.
+            ``"no_reading"``, ``"uncacheable"`` or ``"cheap"``.
         calls: Calls that it stands for.
         of: Of so many: the misses of the interval, or its calls.
         tasks: Whose calls these are, the most affected first, at most `NAMED`.
@@ -79,10 +81,12 @@ def reasons(seen: Interval, round_trip: float | None = None) -> tuple[Reason, ..
 
 def _of_misses(seen: Interval) -> Iterator[Reason]:
     misses = seen.counted.total.misses
+    if seen.evicted and not seen.compared:
+        yield from _no_reading(seen, misses)
+        return
     heaps = {task: _parted(tally) for task, tally in seen.counted.tasks.items()}
     _part_by_key(heaps, _removed_by_key(seen))
-    evicted = seen.traffic.evicted_keys if seen.traffic is not None else 0
-    _part_evicted(heaps, evicted)
+    _part_evicted(heaps, seen.evicted or 0)
     for name, tell in _TELL.items():
         calls = {task: getattr(heap, name) for task, heap in heaps.items()}
         told = _notable(name, calls, misses)
@@ -151,11 +155,25 @@ def _told(reason: Reason, text: str, numbers: Mapping[str, float] | None = None)
     return replace(reason, numbers=numbers or {}, text=text)
 
 
+def _no_reading(seen: Interval, misses: int) -> Iterator[Reason]:
+    """In place of all heaps."""
+    told = _notable("no_reading", {task: tally.misses for task, tally in seen.counted.tasks.items()}, misses)
+    if told is not None:
+        text = (
+            f"{_misses(told)}: why, cannot be told. There is no earlier reading to compare with, and Redis has evicted "
+            f"{seen.evicted} keys since it started, which that reading may have been one of. If this is said again, "
+            "all of its memory is turned over between two reports: give it more, a Redis of its own, or fewer and "
+            "smaller entries"
+        )
+        yield _told(told, text, {"evicted_keys": seen.evicted or 0})
+
+
 def _distinct_keys(reason: Reason, seen: Interval) -> Reason:
+    forgotten = f", or Redis has forgotten them, as it evicted {seen.evicted} keys meanwhile" if seen.evicted else ""
     text = (
-        f"About {_misses(reason)} were of keys that had not missed for a day, as far as a sample of the keys tells. A "
-        "cache that has just begun fills like this; else the arguments are too many: leave those out of the key that "
-        "do not matter (ignore=, key=)"
+        f"About {_misses(reason)} were of keys that had not missed for a day, as far as a sample of the keys tells"
+        f"{forgotten}. A cache that has just begun fills like this; else the arguments are too many: leave those out "
+        "of the key that do not matter (ignore=, key=)"
     )
     return _told(reason, text)
 
@@ -183,8 +201,7 @@ def _said(pattern: str) -> str:
 
 
 def _evicted(reason: Reason, seen: Interval) -> Reason:
-    assert seen.traffic is not None
-    evicted = seen.traffic.evicted_keys
+    evicted = seen.evicted or 0
     text = (
         f"{_misses(reason)} were of entries that had gone while Redis evicted {counted(evicted, 'key')}: it is full. "
         "Give it more memory, a Redis of its own, or fewer and smaller entries"
@@ -193,9 +210,10 @@ def _evicted(reason: Reason, seen: Interval) -> Reason:
 
 
 def _ttl(reason: Reason, seen: Interval) -> Reason:
+    unknown = " (or Redis has evicted them: that is not known here)" if seen.evicted is None else ""
     text = (
-        f"{_misses(reason)} were of keys asked for before, whose entries' time was over. A longer ttl keeps them, "
-        "grace answers with them while one call computes, refresh_ahead computes before their time is over"
+        f"{_misses(reason)} were of keys asked for before, whose entries' time was over{unknown}. A longer ttl keeps "
+        "them, grace answers with them while one call computes, refresh_ahead computes before their time is over"
     )
     return _told(reason, text)
 

@@ -27,8 +27,8 @@ class Report:
 
     Attributes:
         at: When it ends, epoch seconds.
-        since: When it began, the end of the report before; ``None`` for the first report, which has all that was
-            counted so far.
+        since: When it began, the end of the report before; ``None`` for the first report, and where Redis has lost
+            what the last one has read: then it has all that was counted so far.
         target: The hit ratio that is wanted.
         tasks: What was counted, by task; those that did nothing are left out.
         complete: False if the counters began anew meanwhile: then it is what was counted since.
@@ -80,7 +80,7 @@ class Report:
 
     @property
     def seconds(self) -> float | None:
-        """The length of the interval; ``None`` for the first report."""
+        """The length of the interval; ``None`` where ``since`` is."""
         return None if self.since is None else max(self.at - self.since, 0.0)
 
     def __str__(self) -> str:
@@ -121,6 +121,8 @@ def _parts(made: Report) -> Iterator[str]:
     else:
         below = f", below the target of {percent(made.target)}" if made.below else ""
         yield f"hit ratio {percent(ratio)} of {made.requests} requests {span}{below}"
+    if made.since is None:
+        yield "there is no earlier reading to compare with: it is the first report, or Redis has lost the last one's"
     yield f"{total.hits} hits, {total.misses} misses, {total.coalesced} coalesced, {total.seconds_saved:.1f} s saved"
     if not made.complete:
         yield "the counters began anew meanwhile"

@@ -100,7 +100,7 @@ def unpacked_moment(text: str) -> Moment | None:
     try:
         kept = _versioned(text)
         sums = _made(Sums, kept["sums"])
-        numbers = [*sums.tasks.values(), sums.process, sums.invalidated, sums.outdated]
+        numbers = [*sums.tasks.values(), sums.process, sums.invalidated, sums.outdated, sums.unusable]
         if not all(isinstance(number, (int, float)) for each in numbers for number in each.values()):
             return None
         return Moment(float(kept["at"]), sums, tuple(_made(ServerInfo, each) for each in kept["servers"]))

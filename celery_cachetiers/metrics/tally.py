@@ -143,6 +143,7 @@ class Counters:
             tally.__init__()  # type: ignore[misc]  # in place, as others hold it
         self._patterns: dict[str, int] = {}
         self._outdated: dict[str, int] = {}
+        self._unusable: dict[str, int] = {}
         self._missed: dict[HotKey, int] = {}
         self._halvings = 0
         self._wants_first = True
@@ -174,6 +175,11 @@ class Counters:
         """Misses since the process began that an invalidation has made, by pattern of the tag."""
         with self._lock:
             return dict(self._outdated)
+
+    def unusable(self) -> dict[str, int]:
+        """Entries since the process began that could not be read or written, by `UnusableEntry.reason`."""
+        with self._lock:
+            return dict(self._unusable)
 
     def take_missed(self) -> tuple[dict[HotKey, int], int]:
         """Misses since the last call by task and key, of `MISSED` keys at most, and how often half were left out."""
@@ -209,10 +215,19 @@ class Counters:
     def _count_for_all(self, event: Event, task: str, details: dict[str, Any]) -> None:
         if event is Event.INVALIDATED:
             return self._count_invalidated(task, details["names"])
+        if event is Event.UNUSABLE:
+            return self._count_unusable(task, details.get("reason", ""))
         name = _OF_THE_PROCESS[event]
         with self._lock:
             setattr(self.process, name, getattr(self.process, name) + 1)
         return None
+
+    def _count_unusable(self, task: str, reason: str) -> None:
+        owner: Tally | ProcessTally = self.of(task) if task else self.process
+        with self._lock:
+            owner.unusable += 1
+            if reason:
+                self._unusable[reason] = self._unusable.get(reason, 0) + 1
 
     def _count_invalidated(self, task: str, names: Sequence[str]) -> None:
         with self._lock:
@@ -302,7 +317,6 @@ _COUNTS: Final[dict[Event, Callable[[Tally, dict[str, Any]], None]]] = {
     Event.STORED: _stored,
     Event.REFUSED: _one("refused"),
     Event.FAILED_OPEN: _one("failed_open"),
-    Event.UNUSABLE: _one("unusable"),
     Event.UNCACHEABLE: _one("uncacheable"),
     Event.LEASE_LOST: _one("lease_lost"),
     Event.TAKEN_OVER: _one("taken_over"),

@@ -20,12 +20,14 @@ class Totals:
         process: What belongs to no task, added up over processes.
         invalidated: Invalidations by pattern of the tag, the most frequent first.
         outdated: Misses that an invalidation has made, the same way.
+        unusable: Entries that could not be read or written, by reason, the most frequent first.
     """
 
     tasks: Mapping[str, Tally]
     process: ProcessTally
     invalidated: Mapping[str, int]
     outdated: Mapping[str, int] = field(default_factory=dict)
+    unusable: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> Tally:
@@ -42,6 +44,7 @@ class Totals:
             "process": {each.name: getattr(self.process, each.name) for each in fields(ProcessTally)},
             "invalidated": dict(self.invalidated),
             "outdated": dict(self.outdated),
+            "unusable": dict(self.unusable),
         }
 
 
@@ -49,14 +52,14 @@ def totals_of(sums: Sums) -> Totals:
     """The tallies behind sums that were read; counters that this version does not know are left out."""
     tasks = {name: _tally(numbers) for name, numbers in sums.tasks.items()}
     process = ProcessTally(**_known(ProcessTally, sums.process))
-    return Totals(tasks, process, _by_frequency(sums.invalidated), _by_frequency(sums.outdated))
+    return Totals(tasks, process, *map(_by_frequency, (sums.invalidated, sums.outdated, sums.unusable)))
 
 
 def totals_here(counters: Counters, task: str | None = None) -> Totals:
     """What this process alone has counted."""
     tasks = {name: tally for name, tally in counters.snapshot().items() if task in (None, name) and tally != Tally()}
-    patterns = _by_frequency(counters.invalidated()), _by_frequency(counters.outdated())
-    return Totals(tasks, replace(counters.process), *patterns)
+    names = map(_by_frequency, (counters.invalidated(), counters.outdated(), counters.unusable()))
+    return Totals(tasks, replace(counters.process), *names)
 
 
 def added_up(totals: Iterable[Totals]) -> Totals:
@@ -64,13 +67,14 @@ def added_up(totals: Iterable[Totals]) -> Totals:
     found = list(totals)
     names = sorted({name for each in found for name in each.tasks})
     tasks = {name: added(each.tasks[name] for each in found if name in each.tasks) for name in names}
-    process, invalidated, outdated = ProcessTally(), Counter[str](), Counter[str]()
+    process, invalidated, outdated, unusable = ProcessTally(), Counter[str](), Counter[str](), Counter[str]()
     for each in found:
         invalidated.update(each.invalidated)
         outdated.update(each.outdated)
+        unusable.update(each.unusable)
         for part in fields(ProcessTally):
             setattr(process, part.name, getattr(process, part.name) + getattr(each.process, part.name))
-    return Totals(tasks, process, _by_frequency(invalidated), _by_frequency(outdated))
+    return Totals(tasks, process, *map(_by_frequency, (invalidated, outdated, unusable)))
 
 
 def added(tallies: Iterable[Tally]) -> Tally:

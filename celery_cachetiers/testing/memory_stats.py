@@ -32,6 +32,7 @@ class MemoryStats:
         self._invalidated: dict[str, int | float] = {}
         self._hot: dict[HotKey, float] = {}
         self._outdated: dict[str, int | float] = {}
+        self._unusable: dict[str, int | float] = {}
         self._seen: set[str] = set()
         self._halvings = 0
 
@@ -50,6 +51,7 @@ class MemoryStats:
                 for hot, calls in merge.hot.items():
                     self._hot[hot] = self._hot.get(hot, 0.0) + calls
                 _add(self._outdated, merge.outdated)
+                _add(self._unusable, merge.unusable)
                 self._tell_apart(merge)
             if self.deaf:
                 raise TierUnavailable("the answer is lost")
@@ -73,7 +75,8 @@ class MemoryStats:
             if self.away:
                 raise TierUnavailable("away")
             tasks = {name: dict(numbers) for name, numbers in self._tasks.items() if task in (None, name)}
-            return Sums(tasks, dict(self._process), dict(self._invalidated), dict(self._outdated))
+            names = dict(self._invalidated), dict(self._outdated), dict(self._unusable)
+            return Sums(tasks, dict(self._process), *names)
 
     def hot(self, count: int) -> dict[HotKey, float]:
         with self._lock:

@@ -36,7 +36,9 @@ SEEN_KEYS: Final = 400_000
 """New keys that a filter takes before the next one begins, a day old or not."""
 SEEN_FOR: Final = 86400.0
 
-_TASKS, _PROCESS, _TAGS, _OUTDATED, _HOT = "@tasks", "@process", "@tags", "@outdated", "@hot"
+_TASKS, _PROCESS, _TAGS, _OUTDATED, _UNUSABLE, _HOT = (
+    "@tasks", "@process", "@tags", "@outdated", "@unusable", "@hot",
+)  # fmt: skip
 _SEEN = ("@seen", "@seen:before", "@seen:count")
 _MERGE = Script("stats_merge")
 
@@ -66,7 +68,7 @@ class RedisStats:
         return bool(self._client.run(_MERGE, lambda _: command, must_try=True) == 1)
 
     def read(self, task: str | None = None) -> Sums:
-        first = [("HGETALL", self._key(name)) for name in (_PROCESS, _TAGS, _OUTDATED)]
+        first = [("HGETALL", self._key(name)) for name in (_PROCESS, _TAGS, _OUTDATED, _UNUSABLE)]
         if task is not None:
             *others, found = self._ask([*first, self._of(task)])
             return Sums({task: _numbers(found)} if found else {}, *map(_numbers, others))
@@ -112,7 +114,8 @@ def _hashes(merge: Merge) -> Iterator[tuple[str, str, Numbers]]:
     """Name of each hash in a merge, the task that it belongs to, and what is added to it."""
     for task, numbers in merge.tasks.items():
         yield escape_tag(task), task, numbers
-    for name, numbers in ((_PROCESS, merge.process), (_TAGS, merge.invalidated), (_OUTDATED, merge.outdated)):
+    others = {_PROCESS: merge.process, _TAGS: merge.invalidated, _OUTDATED: merge.outdated, _UNUSABLE: merge.unusable}
+    for name, numbers in others.items():
         if numbers:
             yield name, "", numbers
 

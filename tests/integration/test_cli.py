@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,6 +99,19 @@ def test_pyproject_names_the_group_as_a_command_of_celery() -> None:
     module, _, name = project["entry-points"]["celery.commands"]["cachetiers"].partition(":")
 
     assert getattr(import_module(module), name) is cachetiers
+
+
+def test_where_no_app_is_named_it_says_how_to_name_one(tmp_path: Path) -> None:
+    if "cachetiers" not in entry_points(group="celery.commands").names:
+        pytest.skip("the package was installed before it had the command")
+    env = {name: value for name, value in os.environ.items() if name != "CELERY_APP"} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "cachetiers", "stats"],
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "celery -A proj cachetiers" in done.stderr
 
 
 def test_the_celery_command_has_it(redis_server: RedisServer) -> None:

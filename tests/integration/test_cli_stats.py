@@ -19,6 +19,7 @@ from celery import Celery
 from celery_cachetiers import CachedTask, CacheTiers, sink
 from celery_cachetiers.cli import top as top_module
 from celery_cachetiers.cli.stats import server_of
+from celery_cachetiers.entry import MAGIC
 from celery_cachetiers.errors import TierUnavailable
 from tests.integration.apps.command_line import Run, command_line
 from tests.integration.apps.local import cached_app, closing, wait_listening
@@ -123,6 +124,27 @@ def test_what_has_gone_wrong_has_a_column_where_it_has(app: Celery, work: Any, r
     assert lines[0].endswith("  mean wait  uncacheable")
     assert lines[1].split()[0] == "shop.work"
     assert lines[1].split()[-1] == "3"
+
+
+def test_why_entries_could_not_be_read_is_told_by_reason(
+    app: Celery, work: Any, run: Run, redis_server: RedisServer, namespace: str
+) -> None:
+    assert "unusable" not in run("stats").output
+    with redis_server.client() as client:
+        for number, wrong in enumerate((b"foreign bytes", MAGIC, b"others' bytes")):
+            work(number)
+            [entry] = client.keys(f"{namespace}:*:e:{work.cache.key(number)}")
+            client.set(entry, wrong)
+        CacheTiers(app).cache.parts.l1.clear()
+        for number in range(3):
+            work(number)
+    lines = run("stats").output.splitlines()
+    found = json.loads(run("stats", "--json").output)
+
+    assert lines[lines.index("unusable   times") + 1 :][:2] == ["foreign    2", "truncated  1"]
+    assert found["unusable"] == {"foreign": 2, "truncated": 1}
+    assert found["process"]["unusable"] == 3  # whose bytes these were, nobody can tell
+    assert json.loads(run("stats", "shop.work", "--json").output)["unusable"] == {}
 
 
 def test_one_task_is_told_alone(app: Celery, work: Any, run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -27,6 +28,7 @@ from tests.integration.apps.command_line import Run, command_line
 from tests.integration.apps.local import LocalCelery, cached_app, closing, profile_of, wait_listening, worker_of
 from tests.processes import wait_until
 from tests.proxy import RedisProxy
+from tests.rabbit import RabbitServer
 from tests.servers import RedisServer, RedisServers
 
 pytestmark = [
@@ -677,3 +679,77 @@ def test_a_broker_that_is_away_is_given_up(
     assert f"redis://127.0.0.1:{redis_proxy.port}/5" in told["broker"].found
     assert told["acl"].level == "ok"
     assert took < 30, "whatever the machine does meanwhile"
+
+
+# ---- RabbitMQ --------------------------------------------------------------------------------------------------------
+
+
+def on_rabbit(namespace: str, server: RedisServer, rabbit: RabbitServer, **conf: Any) -> Celery:
+    return deployed(namespace, server, broker_url=rabbit.url(), broker_transport_options={}, **conf)
+
+
+def held_at_most(app: Celery) -> list[int]:
+    """What the waiting rooms of the workers say of themselves."""
+    stats = app.control.inspect(timeout=2.0).stats() or {}
+    return [told["waiting_room"]["capacity"] for told in stats.values()]
+
+
+def test_workers_answer_through_rabbitmq_and_the_broker_is_told_as_what_it_is(
+    namespace: str, redis_server: RedisServer, rabbit_server: RabbitServer
+) -> None:
+    with closing(on_rabbit(namespace, redis_server, rabbit_server)) as app, worker_of(app):
+        told, capacity = found(app), held_at_most(app)
+
+    assert (told["workers"].level, told["worker-settings"].level) == ("ok", "ok")
+    assert "1 answer" in told["workers"].found
+    assert told["wait-limit"].found.startswith("the broker delivers what is unacknowledged again after 30")
+    assert (told["prefetch"].level, capacity[0] > 100) == ("ok", True)
+    assert not {"broker", "broker-shared", "worker-version"} & told.keys()
+
+
+def test_quorum_queues_are_told_as_what_keeps_the_waiting_room_of_a_worker_small(
+    namespace: str, redis_server: RedisServer, rabbit_server: RabbitServer
+) -> None:
+    conf = {"task_default_queue_type": "quorum", "worker_detect_quorum_queues": True, "worker_prefetch_multiplier": 1}
+    with closing(on_rabbit(namespace, redis_server, rabbit_server, **conf)) as app, worker_of(app):
+        told, capacity = found(app), held_at_most(app)
+
+    assert capacity == [0]
+    assert told["prefetch"].level == "warning"
+    assert told["prefetch"].found.startswith("with quorum queues and worker_prefetch_multiplier=1 workers hold no dup")
+    assert told["workers"].level == "ok"
+
+
+def test_a_wait_limit_past_half_of_what_rabbitmq_waits_is_an_error_with_its_remedy(
+    namespace: str, redis_server: RedisServer, rabbit_server: RabbitServer
+) -> None:
+    with closing(on_rabbit(namespace, redis_server, rabbit_server, cachetiers_wait_limit=900)) as app:
+        refused = found(app)["wait-limit"]
+        app.conf.broker_transport_options = {"consumer_timeout": 7200}
+        told = found(app)["wait-limit"]
+
+    assert (refused.level, told.level) == ("error", "ok")
+    assert "consumer_timeout" in refused.remedy
+    assert "after 2 h" in told.found
+
+
+@pytest.mark.slow
+def test_a_rabbitmq_that_hangs_or_is_gone_is_given_up_and_told_without_its_password(
+    namespace: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking_workers, "SECONDS", 3.0)
+    with RabbitServer() as rabbit, closing(on_rabbit(namespace, redis_server, rabbit)) as app:
+        os.kill(rabbit.pid, signal.SIGSTOP)
+        try:
+            hanging = found(app)
+        finally:
+            os.kill(rabbit.pid, signal.SIGCONT)
+        rabbit.kill()
+        gone = found(app)
+
+        for told in (hanging, gone):
+            assert told["broker"].level == "error"
+            assert f"amqp://127.0.0.1:{rabbit.port}" in told["broker"].found
+            assert told["acl"].level == "ok"
+            assert not any("guest" in f"{each.found}{each.remedy}" for each in told.values())
+        assert "cannot be reached" in gone["broker"].found

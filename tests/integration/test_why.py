@@ -550,6 +550,28 @@ def test_held_by_a_task_in_a_worker_with_one_that_waits(worker: Deployment) -> N
     assert verdict(task.cache.why(name)) == ("hit", "fresh in L1")
 
 
+def test_what_a_worker_holds_for_its_own_pool_waits_for_no_wake_up(worker: Deployment) -> None:
+    name, task = new_name(), worker.task("work.plain")
+    worker.book.put_up_gate(name)
+    results = [task.delay(name)]
+    worker.book.started(name)
+    results += [task.delay(name) for _ in range(3)]
+    wait_until(lambda: held_by(worker) == 3, timeout=20, message="three held requests")
+    why = task.cache.why(name)
+    worker.book.open_gate(name)
+
+    assert [result.get(timeout=20) for result in results] == [f"{name}#1"] * 4
+    assert why.lease is not None
+    assert why.lease.waiting == 0
+    assert str(why.lease).endswith("; 0 processes wait to be woken")
+
+
+def held_by(deployment: Deployment) -> int:
+    """Requests that the waiting rooms of all workers hold."""
+    stats = deployment.app.control.inspect(timeout=1.0).stats() or {}
+    return sum(each["waiting_room"]["held"] for each in stats.values())
+
+
 def test_a_lease_that_is_kept_for_a_retry(worker: Deployment) -> None:
     name, task = new_name(), worker.task("ends")
     worker.book.put_up_gate(name)

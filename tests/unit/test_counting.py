@@ -157,6 +157,17 @@ def test_a_miss_that_an_invalidation_has_made_counts_as_outdated_by_its_tag(here
     assert here.counters.take_missed() == ({("task", one.digest): 2, ("task", other.digest): 1}, 0)
 
 
+def test_entries_that_cannot_be_used_are_counted_by_reason_whoever_meets_them(here: InMemoryProcess) -> None:
+    for task, reason in (("a", "forged"), ("b", "forged"), ("b", "oversize"), ("", "malformed")):
+        here.counters(Event.UNUSABLE, task, {"reason": reason})
+
+    assert here.counters.unusable() == {"forged": 2, "oversize": 1, "malformed": 1}
+    assert (here.counters.of("a").unusable, here.counters.of("b").unusable) == (1, 2)
+    assert here.counters.process.unusable == 1
+    here.counters.reset_after_fork()
+    assert here.counters.unusable() == {}
+
+
 # -- evictions --------------------------------------------------------------------------------------------------------
 
 

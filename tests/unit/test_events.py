@@ -11,6 +11,7 @@ from celery import Celery
 
 from celery_cachetiers import CacheTiers
 from celery_cachetiers.events import Event, Events
+from celery_cachetiers.logs import log
 from celery_cachetiers.metrics.tally import PATTERNS, Counters, ProcessTally, Tally
 from celery_cachetiers.stats_port import OTHERS
 
@@ -37,6 +38,17 @@ def test_a_failing_subscriber_is_logged_and_keeps_nobody_from_hearing(caplog: py
 
     assert heard == [Event.MISS]
     assert "a subscriber of miss failed" in caplog.text
+
+
+def test_the_log_is_told_in_one_line_without_a_space_at_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "celery_cachetiers"):
+        log(Event.BREAKER_CLOSED, "", {})
+        log(Event.BURIED, "shop.order", {"key": "a"})
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "celery-cachetiers: Redis answers again",
+        "celery-cachetiers: shop.order: a write was given up and is in the dead-letter {'key': 'a'}",
+    ]
 
 
 def test_only_who_asks_for_them_hears_of_hits_in_l1_that_emit_no_event() -> None:

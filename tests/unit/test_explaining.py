@@ -315,7 +315,7 @@ def test_it_prints_as_a_few_lines_in_plain_words() -> None:
         "  L1       not in this process (not trusted now: no backplane)",
         "  Redis    computed 5 s ago in 500 ms, expired since 4 s; 200 bytes, 55 s left in Redis; "
         "application/json, not signed, wire version 1",
-        "  lease    computing, task t1, 8 s left, current; 2 processes wait",
+        "  lease    computing, task t1, 8 s left, current; 2 processes wait to be woken",
     ]
 
 

@@ -22,6 +22,7 @@ from celery_cachetiers.metrics.exported import (
     OF_SERVER,
     OF_TASK,
     OTHER,
+    UNUSABLE,
     Metric,
     Sample,
     Steady,
@@ -151,6 +152,12 @@ def test_samples_are_the_totals() -> None:
     assert values(told, OF_TASK["failed_open"]) == {("a",): 0, ("",): 7}
     assert values(told, INVALIDATED) == {("user:*",): 5}
     assert values(told, DEAD) == {}
+
+
+def test_what_was_wrong_with_entries_is_told_by_reason() -> None:
+    told = Steady().samples(Totals({}, ProcessTally(), {}, {}, {"forged": 2, "oversize": 1}))
+
+    assert values(told, UNUSABLE) == {("forged",): 2, ("oversize",): 1}
 
 
 def test_tasks_past_the_limit_are_one_and_who_was_first_stays() -> None:

@@ -272,6 +272,20 @@ def test_the_keys_of_misses_are_merged_with_them_once(here: Process) -> None:
     assert sums.outdated == {"user:*": 1}
 
 
+def test_the_reasons_of_entries_that_cannot_be_used_are_merged_once(here: Process) -> None:
+    here.counters(Event.UNUSABLE, "task", {"reason": "forged"})
+    here.stats.deaf = True
+    assert here.merger.merge() is False
+    here.stats.deaf = False
+    here.counters(Event.UNUSABLE, "", {"reason": "malformed"})
+    here.merger.merge()
+    here.counters(Event.UNUSABLE, "task", {"reason": "forged"})
+    here.merger.merge()
+
+    assert here.stats.read().unusable == {"forged": 2, "malformed": 1}
+    assert here.stats.read().tasks["task"]["unusable"] == 2
+
+
 def test_of_too_many_keys_the_same_ones_are_kept_every_time_and_stand_for_all(here: Process) -> None:
     for _ in range(2):
         for number in range(3 * MISSED):

@@ -63,7 +63,8 @@ def test_the_first_report_has_all_that_was_counted_so_far() -> None:
     made = report(None, moment(a={"l1_hits": 3, "misses": 1}), 0.9)
 
     assert (made.ratio, made.since, made.seconds, made.traffic) == (0.75, None, None, None)
-    assert "hit ratio 75.0 % of 4 requests so far" in line(made)
+    assert "hit ratio 75.0 % of 4 requests so far; there is no earlier reading to compare with" in line(made)
+    assert "no earlier reading" not in line(told(a={"l1_hits": 3}))
 
 
 def test_without_requests_there_is_no_ratio() -> None:
@@ -316,6 +317,36 @@ def test_evictions_explain_no_more_than_the_entries_that_are_gone() -> None:
     assert [(reason.name, reason.calls) for reason in made.reasons] == [("distinct_keys", 60), ("evicted", 40)]
 
 
+def test_where_redis_evicts_and_has_lost_the_last_reading_no_other_reason_is_told() -> None:
+    tasks = {"a": missed(100, first_misses=60, repeated_misses=40), "b": missed(20, outdated=20)}
+    made = report(None, moment(servers=(replace(SERVER, evicted_keys=7),), **tasks), 0.9)
+
+    [reason] = made.reasons
+    assert (reason.name, reason.calls, reason.of, reason.tasks) == ("no_reading", 120, 120, ("a", "b"))
+    assert reason.numbers == {"evicted_keys": 7}
+    assert "no earlier reading to compare with, and Redis has evicted 7 keys since it started" in line(made)
+
+
+def test_a_first_report_of_a_server_that_has_evicted_nothing_says_why() -> None:
+    made = report(None, moment(servers=(SERVER,), a=missed(100, first_misses=50, repeated_misses=50)), 0.9)
+
+    assert names(made) == ["distinct_keys", "ttl"]
+    assert all("evicted" not in reason.text for reason in made.reasons)
+
+
+def test_where_evictions_are_not_known_entries_that_are_gone_may_have_been_evicted() -> None:
+    [reason] = told(a=missed(100, repeated_misses=100)).reasons
+
+    assert (reason.name, "or Redis has evicted them: that is not known here" in reason.text) == ("ttl", True)
+
+
+def test_keys_that_seem_new_may_be_forgotten_ones_where_redis_evicts() -> None:
+    made = told(servers=(replace(SERVER, evicted_keys=9),), a=missed(100, first_misses=100))
+
+    assert names(made) == ["distinct_keys"]
+    assert "or Redis has forgotten them, as it evicted 9 keys meanwhile" in line(made)
+
+
 def test_computes_that_leave_nothing_stored() -> None:
     [reason] = told(a=missed(100, repeated_misses=100, stores=5, computes=95, refused=3)).reasons
 
@@ -441,7 +472,8 @@ def test_what_a_later_version_adds_is_ignored_and_what_is_no_report_is_none() ->
 
 
 def test_a_reading_is_what_it_was_and_what_is_none_is_none() -> None:
-    sums = Sums({"a": {"misses": 3, "compute_seconds": 0.125}}, {"gaps": 1}, {"user:*": 2}, {"user:*": 1})
+    tasks: dict[str, Numbers] = {"a": {"misses": 3, "compute_seconds": 0.125}}
+    sums = Sums(tasks, {"gaps": 1}, {"user:*": 2}, {"user:*": 1}, {"forged": 1})
     made = Moment(12.5, sums, (SERVER,))
 
     assert unpacked_moment(packed_moment(made)) == made

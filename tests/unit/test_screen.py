@@ -71,6 +71,21 @@ def test_a_line_that_is_too_long_goes_on_in_the_next_one() -> None:
     assert all(len(line) <= 50 for line in lines)
 
 
+@pytest.mark.parametrize("width", [40, 60])
+def test_on_a_narrow_terminal_sparklines_are_of_the_latest_intervals_and_what_is_cut_has_a_sign(width: int) -> None:
+    from rich.console import Console
+
+    console, history = Console(width=width, height=60, no_color=True), [*[None] * 39, interval()]
+    drawn = Dashboard("namespace shop, every 2 s, and a name that is long").drawn(history, None, width, 60)
+    lines = ["".join(part.text for part in line).rstrip() for line in console.render_lines(drawn, pad=False)]
+
+    assert all(len(line) <= width for line in lines)
+    assert lines[0].endswith("…")
+    [rates] = [line for line in lines if line.startswith("hits in L1")]
+    assert rates.endswith("█")
+    assert lines[lines.index(rates) + 1].startswith("hits in L2")
+
+
 def test_what_is_left_goes_to_each_in_turn() -> None:
     many = Table(("many",), [(str(number),) for number in range(9)])
     few = Table(("few",), [("one",), ("two",)])

@@ -84,6 +84,13 @@ class StatsConformance:
         assert stats.ours.read().outdated == {"user:*": 3, "top10": 1}
         assert stats.ours.read("a").outdated == {"user:*": 3, "top10": 1}
 
+    def test_entries_that_could_not_be_used_are_added_up_by_reason(self, stats: StatsUnderTest) -> None:
+        stats.ours.add(Merge(stats.source, 1, unusable={"forged": 2}))
+        stats.theirs.add(Merge("other", 1, unusable={"forged": 1, "oversize": 1}))
+
+        assert stats.ours.read().unusable == {"forged": 3, "oversize": 1}
+        assert stats.ours.read("a").unusable == {"forged": 3, "oversize": 1}
+
     def test_two_processes_may_use_the_same_number(self, stats: StatsUnderTest) -> None:
         stats.ours.add(Merge(stats.source, 7, {"a": {"misses": 1}}))
         stats.theirs.add(Merge("other", 7, {"a": {"misses": 1}}))
