@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from celery_cachetiers.call import Call
 from celery_cachetiers.decisions import Waiting
@@ -33,8 +33,7 @@ def _raise(error: BaseException) -> NoReturn:
     raise error
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(NamedTuple):
     """How one call wants to be served.
 
     Attributes:

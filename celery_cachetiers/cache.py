@@ -7,7 +7,7 @@ leaves `TieredCache.fetch`. Explicit writes and invalidations let the fault thro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -231,7 +231,7 @@ class TieredCache:
         body = call.memo.codec.encode(value, times, tags, call.digest)
         hard_ttl = times.expires_at - times.computed_at
         keep_for = max(policy.hard_ttl, hard_ttl) + policy.lease_ttl
-        request = replace(Attempt(call).request(times.computed_at), tags=tags, keep_for=keep_for)
+        request = Attempt(call).request(times.computed_at)._replace(tags=tags, keep_for=keep_for)
         return Prepared(call, times, tags, Put(request, body, hard_ttl))
 
     def invalidate_key(self, digest: str, task: str = "") -> None:
@@ -291,7 +291,7 @@ class TieredCache:
             return False
         now = self._clock.time()
         look_at = now if only_if_stale else None
-        request = replace(Attempt(call).request(now), now=look_at, hand_to=task_id, will_wait=False)
+        request = Attempt(call).request(now)._replace(now=look_at, hand_to=task_id, will_wait=False)
         try:
             return isinstance(self._store.lease(request), Leading)
         except TierUnavailable as error:

@@ -28,10 +28,16 @@ MIB: Final = 1024 * 1024
 MAX_BYTES: Final = 512 * MIB
 """What Redis takes as one string."""
 
+_SAME_IN_JSON: Final = frozenset({type(None), bool, int})
+
 SIGNATURE_BYTES: Final = 16
 _BLAKE_KEY_BYTES: Final = 64
 _PURPOSE: Final = b"celery-cachetier"
 """BLAKE2's personalization: the same secret used elsewhere makes no signature that is good here."""
+
+_ENCODERS: Final[Mapping[str, tuple[str, str, Callable[[object], Any]]]] = _registry._encoders
+"""kombu's live table of all serializers but ``raw``. ``kombu.serialization.dumps`` asks the same table, and adds one
+exception type for all, which `Codec.encode` has too, for 3 µs of every miss."""
 
 _DECODERS: Final[Mapping[str, Callable[[bytes], object]]] = _registry._decoders
 """kombu's live table, asked at every decode. ``kombu.serialization.loads`` asks the same table and adds what
@@ -130,10 +136,24 @@ class Codec:
             payload = _decompress(payload, header.compression, self.max_bytes)
         return _decoded(decoder, payload)
 
+    def gives_back(self, value: object) -> bool:
+        """Whether decoding what `encode` made of a value gives that very value, so that nobody has to try.
+
+        Of JSON that is true of ``None``, truth values, whole numbers and ASCII text.
+        """
+        kind = type(value)
+        if self.serializer != "json":
+            return False
+        return kind in _SAME_IN_JSON or (kind is str and value.isascii())  # type: ignore[attr-defined]
+
     def _serialize(self, value: object) -> tuple[str, str, bytes]:
         try:
-            content_type, content_encoding, serialized = dumps(value, serializer=self.serializer)
-            payload = _as_bytes(serialized)
+            if self.serializer in _ENCODERS:
+                content_type, content_encoding, encode = _ENCODERS[self.serializer]
+                payload = _as_bytes(encode(value))
+            else:
+                content_type, content_encoding, serialized = dumps(value, serializer=self.serializer)
+                payload = _as_bytes(serialized)
         except Exception as error:
             raise UnusableEntry("unserializable") from error
         if content_type not in self.accept:

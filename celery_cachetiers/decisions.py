@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from celery_cachetiers.entry import Times
 from celery_cachetiers.policy import Policy
@@ -67,8 +67,7 @@ class Action(Enum):
     RUN_ALONE = "stop waiting, compute without a lease"
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     """How long a call has waited, and may: seconds. A nested call is made inside another compute."""
 
     waited: float

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
+from celery_cachetiers import ports
 from celery_cachetiers.attempt import ANY_HOLDER, Attempt, HeldElsewhere
 from celery_cachetiers.call import Call
 from celery_cachetiers.decisions import Action, Waiting, after_lease
@@ -157,12 +158,12 @@ class Follower:
 
         Costs: 1 round trip.
         """
-        answer = self._ask(call, replace(Attempt(call).request(self._clock.time()), watch=True, waits_for=waits_for))
+        answer = self._ask(call, Attempt(call).request(self._clock.time())._replace(watch=True, waits_for=waits_for))
         return Free() if isinstance(answer, Leading) else answer
 
     def meet(self, call: Call, task_id: str) -> Leading | Watched:
         """Takes the key's lease for a task id that will claim it, or tells who computes already; see `watch`."""
-        return self._ask(call, replace(Attempt(call).request(self._clock.time()), hand_to=task_id))
+        return self._ask(call, Attempt(call).request(self._clock.time())._replace(hand_to=task_id))
 
     def follow(self, call: Call, waits_for: str, timeout: float | None) -> Watched:
         """Waits for a leader without ever leading: what it gave, `Free` if it is gone, `Held` if it computes still.
@@ -212,12 +213,12 @@ class Follower:
                         return Shared(copy=reading.copy, stale=reading.stale, seconds=reading.seconds)
                     if request.rejected is not None:
                         return Free()
-                    request = replace(request, rejected=reading.rejected)
+                    request = request._replace(rejected=reading.rejected)
                 case Left():
                     shared = self._left(call, answer)
                     if shared is not None:
                         return shared
-                    request = replace(request, waits_for="")
+                    request = request._replace(waits_for="")
                 case Leading() | Held() | Free():
                     return answer
                 case _:
@@ -227,31 +228,37 @@ class Follower:
         """What was found, a lease to compute under, or ``None``: compute without one."""
         if self._parts.backplane is not None:
             self._parts.backplane.start()
+        if not attempt.terms.may_block:
+            return self._resolve_with(attempt, store, None)
         with self._parts.wake_ups.registered(attempt.call.digest) as woken:
-            while True:
+            return self._resolve_with(attempt, store, woken)
+
+    def _resolve_with(self, attempt: Attempt, store: Store, woken: ports.Waiting | None) -> Shared | Lease | None:
+        while True:
+            if woken is not None:
                 woken.clear()
-                mark = self._l1.mark()
-                request = attempt.request(self._clock.time())
-                answer = store.lease(request)
-                if isinstance(answer, Held):
-                    attempt.meet(answer.holder, self._clock.monotonic())
-                action, bound = after_lease(answer, self._waiting(attempt))
-                match action, answer:
-                    case Action.COMPUTE, Leading(stamp=stamp, since=since, outdated=outdated):
-                        return self._leads(attempt, Lease(request, stamp, mark, since, outdated))
-                    case ((Action.ANSWER | Action.ANSWER_STALE), _):
-                        shared = self._shared(attempt, answer, mark)
-                        if shared is not None:
-                            return shared
-                    case Action.TAKE_OVER, Held(holder=holder):
-                        attempt.take_over, attempt.began = holder, self._clock.monotonic()
-                    case Action.WAIT, Held():
-                        if not attempt.terms.may_block:
-                            raise HeldElsewhere(answer.holder, answer.seconds_left)
-                        attempt.waited = True
-                        self._wait(attempt, woken.wait, bound if self._is_pushed() else min(bound, UNPUSHED_WAIT))
-                    case _:
-                        return None
+            mark = self._l1.mark()
+            request = attempt.request(self._clock.time())
+            answer = store.lease(request)
+            if isinstance(answer, Leading):
+                return self._leads(attempt, Lease(request, answer.stamp, mark, answer.since, answer.outdated))
+            if isinstance(answer, Held):
+                attempt.meet(answer.holder, self._clock.monotonic())
+            action, bound = after_lease(answer, self._waiting(attempt))
+            match action, answer:
+                case ((Action.ANSWER | Action.ANSWER_STALE), _):
+                    shared = self._shared(attempt, answer, mark)
+                    if shared is not None:
+                        return shared
+                case Action.TAKE_OVER, Held(holder=holder):
+                    attempt.take_over, attempt.began = holder, self._clock.monotonic()
+                case Action.WAIT, Held():
+                    if woken is None:
+                        raise HeldElsewhere(answer.holder, answer.seconds_left)
+                    attempt.waited = True
+                    self._wait(attempt, woken.wait, bound if self._is_pushed() else min(bound, UNPUSHED_WAIT))
+                case _:
+                    return None
 
     def _leads(self, attempt: Attempt, lease: Lease) -> Lease:
         attempt.meet(lease.request.token, self._clock.monotonic())

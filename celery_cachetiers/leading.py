@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from celery_cachetiers.attempt import Terms
 from celery_cachetiers.call import Call
@@ -62,8 +63,7 @@ class Inside(threading.local):
         return replace(outer, sequence=max(outer.sequence - 1, 0))
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """A lease that the caller holds, and the state of L1 from before it asked for it.
 
     ``since`` is where the invalidation log stood then, for a task whose results give tags; ``outdated`` is the tag
@@ -77,8 +77,7 @@ class Lease:
     outdated: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Computed:
+class _Computed(NamedTuple):
     """A body's value, and what comes out of its entry.
 
     ``body`` is ``None`` if it cannot be an entry (or be read again), ``storable`` false if it is not to be one.
@@ -187,7 +186,7 @@ class Leader:
         codec = call.memo.codec
         try:
             body = codec.encode(value, times, tags, call.digest)
-            read_again = codec.decode(unpack_body(body), call.digest)
+            read_again = value if codec.gives_back(value) else codec.decode(unpack_body(body), call.digest)
         except UnusableEntry as error:
             self._events.emit(Event.UNUSABLE, call.memo.task, reason=error.reason, key=call.digest)
             return _Computed(value, times, tags, storable, None)
@@ -266,7 +265,7 @@ class Leader:
         result = ResultTags(names, lease.since) if names and lease.since is not None else None
         body, hard_ttl = computed.body or b"", computed.times.expires_at - computed.times.computed_at
         if hard_ttl + request.lease_ttl > request.keep_for:  # a ttl_from longer than the task's
-            request = replace(request, keep_for=hard_ttl + request.lease_ttl)
+            request = request._replace(keep_for=hard_ttl + request.lease_ttl)
         try:
             outcome = store.commit(request, body, hard_ttl, announce=announce, result=result)
         except TierUnavailable as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from celery_cachetiers.entry import Times
 
@@ -31,8 +31,7 @@ class Heat:
     hits: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Resident:
+class Resident(NamedTuple):
     """An entry in L1.
 
     Attributes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from celery_cachetiers.entry import RawEntry, Times
 from celery_cachetiers.inspected import Inspected
@@ -30,8 +30,7 @@ class ResultTags:
     since: LogPosition
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseRequest:
+class LeaseRequest(NamedTuple):
     """One attempt to lead a key.
 
     Attributes:
@@ -76,8 +75,7 @@ class Found:
     raw: RawEntry
 
 
-@dataclass(frozen=True, slots=True)
-class Leading:
+class Leading(NamedTuple):
     """The caller holds the lease, under this stamp; ``since`` is there for a task whose results give tags.
 
     ``outdated`` is the first tag whose invalidation has ended the entry that is still there, or "".
@@ -327,6 +325,9 @@ class Codec(Protocol):
 
     def decode(self, raw: RawEntry, key: str) -> object:
         """A new value that the caller may change."""
+
+    def gives_back(self, value: object) -> bool:
+        """Whether decoding what `encode` made of the value is sure to give that very value."""
 
 
 class Failures(Protocol):

@@ -92,16 +92,21 @@ class Replies:
         replies: list[Any] = []
         buffer, at = self._buffer, self._at
         for _ in range(count):
-            # The usual element, a short string that is here already, without a call of its own: a hit in L2 has one
-            # for each tag.
+            # The usual element, a number or a short string that is here already, without a call of its own: a hit in L2
+            # has one for each tag.
             end = buffer.find(_END, at)
-            size = _SHORT.get(buffer[at:end])
-            if size is not None and end > at:
+            line = buffer[at:end] if end > at else b""
+            size = _SHORT.get(line)
+            if size is not None:
                 stop = end + 2 + size
                 if buffer[stop : stop + 2] == _END:
                     replies.append(buffer[end + 2 : stop])
                     at = stop + 2
                     continue
+            elif line[:1] == b":":
+                replies.append(_number(line))
+                at = end + 2
+                continue
             self._at = at
             replies.append(self._reply(depth + 1))
             buffer, at = self._buffer, self._at

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from celery_cachetiers.clock import Clock
 from celery_cachetiers.errors import TierUnavailable
@@ -23,33 +22,28 @@ IDLE = 60.0
 that is kept for a moment wakes nobody."""
 
 
-@dataclass(slots=True, eq=False)
 class _Kept:
-    request: LeaseRequest
-    due: float
+    """A lease, and the block during which it is kept alive."""
 
+    __slots__ = ("_keeper", "due", "request")
 
-class _Keeping:
-    """A block during which a lease is kept alive."""
-
-    __slots__ = ("_keeper", "_kept")
-
-    def __init__(self, keeper: Keeper, kept: _Kept) -> None:
-        self._keeper, self._kept = keeper, kept
+    def __init__(self, keeper: Keeper, request: LeaseRequest, due: float) -> None:
+        self._keeper, self.request, self.due = keeper, request, due
 
     def __enter__(self) -> None:
-        keeper, kept = self._keeper, self._kept
-        with keeper._changed:
-            keeper._interval = min(keeper._interval, kept.request.lease_ttl / 3)
-            keeper._kept[kept.request.token] = kept
+        keeper, request = self._keeper, self.request
+        with keeper._lock:
+            keeper._interval = min(keeper._interval, request.lease_ttl / 3)
+            keeper._kept[request.token] = self
             if keeper._thread is None and not keeper._closed:
                 keeper._thread = started("cachetiers-keeper", keeper._run)
-            if kept.due < keeper._looks_at:
+            if self.due < keeper._looks_at:
                 keeper._changed.notify()
 
     def __exit__(self, *exc_info: object) -> None:
-        with self._keeper._changed:
-            self._keeper._kept.pop(self._kept.request.token, None)
+        keeper = self._keeper
+        with keeper._lock:
+            keeper._kept.pop(self.request.token, None)
 
 
 class Keeper:
@@ -68,16 +62,17 @@ class Keeper:
 
     def reset_after_fork(self) -> None:
         """Without leases and without a thread."""
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()  # taken by itself where nobody waits: half the time of a condition's block
+        self._changed = threading.Condition(self._lock)
         self._kept: dict[str, _Kept] = {}
         self._thread: threading.Thread | None = None
         self._looks_at = float("inf")
         self._interval = IDLE
         self._closed = False
 
-    def keeping(self, request: LeaseRequest) -> _Keeping:
+    def keeping(self, request: LeaseRequest) -> _Kept:
         """Keeps a lease alive until the block ends."""
-        return _Keeping(self, _Kept(request, self._monotonic() + request.lease_ttl / 3))
+        return _Kept(self, request, self._monotonic() + request.lease_ttl / 3)
 
     def close(self) -> None:
         """Ends the thread; leases in its hands run out by themselves."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 from celery_cachetiers.clock import Clock
@@ -222,7 +222,7 @@ class MemoryStore:
             current = self.versions(request.tags) == lease.stamp and self._untouched(result)
             if current:
                 more = result.names if result is not None else ()
-                stamp = self._stamp(replace(request, tags=request.tags + more))
+                stamp = self._stamp(request._replace(tags=request.tags + more))
                 shared.entries.set(digest, body + stamp, hard_ttl)
             messages = self._free(digest)
         if current and announce:

@@ -36,6 +36,11 @@ class Layout:
         bucket = self.bucket(digest)
         return [f"{self.namespace}:{{{bucket}}}:e:{digest}", *self.versions(bucket, tags, run_id)]
 
+    def own(self, digest: str) -> tuple[str, str, str, str]:
+        """All keys of an entry's own: the envelope, who computes, whom to wake, what a leader left."""
+        head = f"{self.namespace}:{{{self.bucket(digest)}}}:"
+        return f"{head}e:{digest}", f"{head}l:{digest}", f"{head}w:{digest}", f"{head}o:{digest}"
+
     def lease(self, digest: str) -> str:
         """Who computes."""
         return f"{self.namespace}:{{{self.bucket(digest)}}}:l:{digest}"

@@ -212,9 +212,10 @@ class MemoryTier:
         with self._lock:
             if now >= self.trusted_until or mark.generation != self._generation:
                 return False
-            if not self._untouched(slots, mark.sequence):
+            if mark.sequence != self._sequence and not self._untouched(slots, mark.sequence):
                 return False
-            self._entries.pop(digest, None)  # what is replaced is not evicted
+            if digest in self._entries:
+                del self._entries[digest]  # what is replaced is not evicted
             self._entries[digest] = resident
             while len(self._entries) > self._maxsize:
                 self._entries.popitem()

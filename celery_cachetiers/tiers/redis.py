@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from celery_cachetiers.client import Argument, Build, Command, RedisClient, Script, Step, was_answered
@@ -291,7 +290,9 @@ class RedisStore:
         more: tuple[str, ...] | None = None,
     ) -> Build:
         """The command; ``more`` adds the log, and the versions of tags that results give."""
-        own = (*self._own(digest), self._layout.left(digest)) if left else self._own(digest)
+        own: tuple[str, ...] = self._layout.own(digest)
+        if not left:
+            own = own[:3]
         if more is None:
             return lambda run_id: script.command((*own, *self._versions(digest, tags, run_id)), args)
         log = self._layout.log(self._layout.bucket(digest))
@@ -299,9 +300,6 @@ class RedisStore:
         return lambda run_id: script.command(
             (*own, *versions(digest, tags, run_id), log, *versions(digest, more, run_id)), args
         )
-
-    def _own(self, digest: str) -> tuple[str, ...]:
-        return self._layout.entry(digest), self._layout.lease(digest), self._layout.waiters(digest)
 
     def _versions(self, digest: str, tags: tuple[str, ...], run_id: str) -> list[str]:
         return self._layout.versions(self._layout.bucket(digest), tags, run_id)
@@ -323,18 +321,18 @@ class RedisStore:
             return Found(raw)
         if data == request.rejected:
             raise TierUnavailable("the server offers an entry that was rejected")
-        return self.lease(replace(request, rejected=data))  # the script looks less closely than we do
+        return self.lease(request._replace(rejected=data))  # the script looks less closely than we do
 
     def _left(self, failed: bool, body: bytes, request: LeaseRequest) -> LeaseAnswer:
         raw = self._unpacked(body, unpack_body)
-        return Left(raw, failed) if raw is not None else self.lease(replace(request, waits_for=""))
+        return Left(raw, failed) if raw is not None else self.lease(request._replace(waits_for=""))
 
     def _lease_again(self, block: bytes, request: LeaseRequest, guesses: int) -> LeaseAnswer:
         """Asks again, for the tags that the entry names; does not look at entries any more once that was no use."""
         more = self._result_tags(block, request.tags) if guesses else None
         if more is None:
-            return self._lease(replace(request, now=None), 0)
-        return self._lease(replace(request, guess=more), guesses - 1)
+            return self._lease(request._replace(now=None), 0)
+        return self._lease(request._replace(guess=more), guesses - 1)
 
     def _result_tags(self, block: bytes, own: tuple[str, ...]) -> tuple[str, ...] | None:
         try:

@@ -6,7 +6,6 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from celery_cachetiers.backplane.ears import Ears
@@ -43,7 +42,7 @@ def stamp_after_compute() -> None:
     commit = RedisStore.commit
 
     def late(store: RedisStore, request: Any, *args: Any, **kwargs: Any) -> int:
-        store.lease(replace(request, now=None))
+        store.lease(request._replace(now=None))
         return commit(store, request, *args, **kwargs)
 
     RedisStore.commit = late  # type: ignore[method-assign]

@@ -61,7 +61,7 @@ class StoreUnderTest:
             keep_for=TTL + LEASE_TTL,
             now=self.now(),
         )
-        return replace(request, **changes)
+        return request._replace(**changes)
 
     def body(self, payload: bytes = b'"value"', tags: tuple[str, ...] = TAGS, *, fresh_for: float = TTL) -> bytes:
         """The body of an entry, computed now, that is stale after ``fresh_for`` and expired after `TTL`."""
