@@ -44,6 +44,7 @@ class Terms(NamedTuple):
         take_over: Token of the leader that is waited for no longer, or `ANY_HOLDER`.
         waits_for: Token of the leader that was waited for before.
         may_block: False raises `HeldElsewhere` where it would have to wait.
+        waits_for_store: False answers without waiting for L2 to have taken the value, if that was computed in a moment.
         counts: False for what nobody has called for, such as the message of a refresh: no hit, no miss.
         fail: Called with an exception that the leader shared; raises it, or what the task makes of it.
     """
@@ -55,6 +56,7 @@ class Terms(NamedTuple):
     take_over: str = ""
     waits_for: str = ""
     may_block: bool = True
+    waits_for_store: bool = True
     counts: bool = True
     fail: Callable[[BaseException], object] = _raise
 

@@ -64,7 +64,13 @@ class TieredCache:
             if part is not None:
                 part.reset_after_fork()
         self._follower.flights.reset_after_fork()
+        self._leader.unsettled.clear()
         self._inside.reset()
+
+    def settle(self) -> None:
+        """Takes in what has become of values that were stored without a wait; else the next call does."""
+        if self._leader.unsettled and self._store is not None:
+            self._store.settle()
 
     def close(self) -> None:
         """Ends threads and connections of this process."""
@@ -140,6 +146,11 @@ class TieredCache:
         if call.digest in self._inside.digests:
             call.place = self._inside.place_within(call.digest)
             return compute()
+        if call.digest in self._leader.unsettled:
+            self.settle()
+            value = self.recall(call)
+            if value is not MISSING:
+                return value
         arrived, streak = self._clock.monotonic(), call.memo.streak
         looks = not (terms.looked or terms.refresh or streak.misses >= COLD)
         reading = self._reader.read(call) if looks else None

@@ -11,8 +11,9 @@ import hashlib
 import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from importlib import resources
 from time import monotonic
 from typing import Any, Final
@@ -62,18 +63,22 @@ class Step:
 class RedisClient:
     """Sends commands, one connection per thread at a time, none shared with a parent process.
 
-    Concurrency: the idle connections are a deque, whose ends are thread-safe; a connection belongs to one caller from
-    the moment it leaves the deque until it is back, and is closed if the caller is interrupted in between.
+    Concurrency: the idle connections are two deques, whose ends are thread-safe: one of those whose last answer nobody
+    has waited for, which are taken first. A connection belongs to one caller from the moment it leaves its deque until
+    it is back, and is closed if the caller is interrupted in between.
 
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``.
         timeout: Seconds to connect, and for each read from the socket.
         breaker: Asked before each command but those that must be tried.
         options: More for redis-py's connection, such as ``ssl_ca_certs``.
+
+    Attributes:
+        loads: How often a script had to be loaded: a server that did not know one probably knows none.
     """
 
     def __init__(self, url: str, timeout: float, breaker: Breaker, **options: Any) -> None:
-        self.breaker, self.timeout = breaker, timeout
+        self.breaker, self.timeout, self.loads = breaker, timeout, 0
         known = inspect.signature(redis.connection.AbstractConnection.__init__).parameters
         quiet = {"driver_info": None} if "driver_info" in known else {"lib_name": None, "lib_version": None}
         asked: dict[str, Any] = {**options, **parse_url(url)}  # type: ignore[no-untyped-call]
@@ -100,6 +105,7 @@ class RedisClient:
     def reset_after_fork(self) -> None:
         """Leaves the parent's sockets alone and starts without connections."""
         self._idle: deque[Any] = deque()
+        self._unread: deque[Any] = deque()
         self.breaker.reset_after_fork()
 
     def open(self) -> Any:
@@ -127,7 +133,12 @@ class RedisClient:
 
     def run(self, script: Script, build: Build, *, must_try: bool = False) -> Any:
         """Runs a script, whose command `build` makes; loads it first where the server does not know it."""
-        return self.run_all(script, (build,), must_try=must_try)[0]
+        try:
+            return self.pipeline((build,), must_try=must_try)[0]
+        except TierUnavailable as error:
+            if not isinstance(error.__cause__, redis.exceptions.NoScriptError):
+                raise
+        return self._loaded(script, (build,), must_try)[0]
 
     def run_all(self, script: Script, builds: Sequence[Build], *, must_try: bool = False) -> list[Any]:
         """The same for several commands in one packet; all of them are sent again if the script had to be loaded."""
@@ -136,6 +147,10 @@ class RedisClient:
         except TierUnavailable as error:
             if not isinstance(error.__cause__, redis.exceptions.NoScriptError):
                 raise
+        return self._loaded(script, builds, must_try)
+
+    def _loaded(self, script: Script, builds: Sequence[Build], must_try: bool) -> list[Any]:
+        self.loads += 1
         return self.pipeline((lambda _: ("SCRIPT", "LOAD", script.source), *builds), must_try=must_try)[1:]
 
     def transact(self, steps: Sequence[Step]) -> None:
@@ -187,9 +202,47 @@ class RedisClient:
             raise TierUnavailable(str(answers[0])) from answers[0]
         return answers
 
-    def _send(self, builds: Sequence[Build]) -> list[Any]:
+    def send(self, build: Build, taken: Callable[[Any], None]) -> bool:
+        """Sends one command without waiting for its answer: that is read with the next one on its connection.
+
+        A wait costs a process more than all that it does for a command: it sleeps, and is slow to come back.
+
+        Args:
+            taken: Called once with the answer, or with the exception that there was in its place, in the thread that
+                reads it; it must not raise. A forked child calls it never.
+
+        Returns:
+            Whether it was sent. It is not where no connection lies ready, or the last command has failed.
+
+        Costs: no round trip.
+        """
+        if not self.breaker.closed:
+            return False
         try:
             connection = self._idle.pop()
+        except IndexError:
+            return False
+        connection.taken = taken
+        try:
+            connection.send(_packed(build(connection.run_id)))
+        except FAULTS as error:
+            self._close(connection, error)
+        except BaseException as error:
+            self._close(connection, error)
+            raise
+        else:
+            self._unread.append(connection)
+        return True
+
+    def settle(self) -> None:
+        """Reads the answers that nobody has waited for. Costs: as a rule no wait, as they are there."""
+        while self._unread:
+            with suppress(IndexError, *FAULTS):  # another thread was faster; or it is told that there is no answer
+                self._exchange(self._unread.pop(), ())
+
+    def _send(self, builds: Sequence[Build]) -> list[Any]:
+        try:
+            connection = self._unread.pop() if self._unread else self._idle.pop()
         except IndexError:
             return self._exchange(self._new(), builds)
         try:
@@ -207,25 +260,37 @@ class RedisClient:
 
     def _exchange(self, connection: Any, builds: Sequence[Build]) -> list[Any]:
         """Sends and reads; the connection lies idle afterwards, or is closed if anything came in between."""
-        run_id = connection.run_id
+        run_id, taken = connection.run_id, connection.taken
         try:
-            connection.send(b"".join([_packed(build(run_id)) for build in builds]))
-            answers: list[Any] = connection.replies.read(len(builds))
-        except BaseException:
-            connection.disconnect()
+            if builds:
+                packed = [_packed(build(run_id)) for build in builds]
+                connection.send(packed[0] if len(packed) == 1 else b"".join(packed))
+            answers: list[Any] = connection.replies.read(len(builds) + (taken is not None))
+        except BaseException as error:
+            self._close(connection, error)
             raise
+        connection.taken = None
         self._idle.append(connection)
+        if taken is not None:
+            taken(answers.pop(0))
         return answers
 
+    @staticmethod
+    def _close(connection: Any, why: BaseException) -> None:
+        taken, connection.taken = connection.taken, None
+        connection.disconnect()
+        if taken is not None:
+            taken(why)
+
     def _drop_idle(self) -> None:
-        while True:
-            try:
-                self._idle.pop().disconnect()
-            except IndexError:
-                return
+        for idle in (self._unread, self._idle):
+            with suppress(IndexError):
+                while True:
+                    self._close(idle.pop(), ConnectionError("closed"))
 
     def close(self) -> None:
         """Closes the idle connections; the client can be used again."""
+        self.settle()
         self._drop_idle()
 
 
@@ -235,16 +300,21 @@ def was_answered(error: TierUnavailable) -> bool:
 
 
 def _packed(command: Sequence[Any]) -> bytes:
-    """A command as it is sent; most are nothing but ASCII text, which is encoded in one go."""
+    """A command as it is sent; reads are nothing but ASCII text, which is encoded in one go."""
     if _TEXT.issuperset(map(type, command)):
         packed = "".join([f"*{len(command)}\r\n", *[f"${len(text)}\r\n{text}\r\n" for text in command]])
         if packed.isascii():
             return packed.encode()
-    parts = [b"*%d\r\n" % len(command)]
-    for argument in command:
-        data = argument if type(argument) is bytes else str(argument).encode()
-        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
-    return b"".join(parts)
+    datas = [each if type(each) is bytes else str(each).encode() for each in command]
+    lengths_and_datas: list[Any] = [None] * (2 * len(datas))
+    lengths_and_datas[::2], lengths_and_datas[1::2] = map(len, datas), datas
+    return _frame(len(datas)) % tuple(lengths_and_datas)
+
+
+@lru_cache(maxsize=64)
+def _frame(arguments: int) -> bytes:
+    """What a command of so many arguments looks like, for their lengths and themselves in turn."""
+    return b"*%d\r\n" % arguments + b"$%d\r\n%b\r\n" * arguments
 
 
 class BoundedSocket:
@@ -305,7 +375,7 @@ def _greet(connection: Any) -> None:
     connection._sock = BoundedSocket(connected)  # before the handshake, which gives it to the parser
     connection._sock.begin(timeout)
     connection.on_connect()
-    connection.run_id = ""
+    connection.run_id, connection.taken = "", None
     connection.send_command("INFO", "server")
     answer = _answer(connection)
     if isinstance(answer, bytes):

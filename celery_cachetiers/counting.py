@@ -39,7 +39,7 @@ class Counting:
         self._lock = threading.Lock()
         self._store: StatsStore | None = None
         self.hot_keys = HotKeys()
-        self.merger = Merger(tiers.counters, self._connected_if_used, started, hot=self._take_hot)
+        self.merger = Merger(tiers.counters, self._connected_if_used, started, hot=self._take_hot, before=self._settle)
         tiers.events.subscribe(self.hot_keys, *HotKeys.EVENTS)
         tiers.counters.first = self._begin
 
@@ -105,6 +105,11 @@ class Counting:
     def _take_hot(self) -> dict[HotKey, int]:
         l1 = self.l1
         return self.hot_keys.take(() if l1 is None else l1.take_warm())
+
+    def _settle(self) -> None:
+        """What was stored without a wait is counted when that is known."""
+        if self._tiers._cache is not None:
+            self._tiers._cache.settle()
 
     def end(self) -> None:
         """Merges what is left, if anything has been."""

@@ -34,6 +34,10 @@ from celery_cachetiers.templates import key_tag
 
 logger = logging.getLogger("celery_cachetiers")
 
+QUICK = 0.1
+"""Seconds: the commit of a body that took less need not be waited for."""
+SENT = 2
+"""Beside the outcomes of a commit: one whose answer nobody waits for."""
 _REFUSED = {NOT_HELD: "lease lost", OUT_OF_DATE: "invalidated meanwhile"}
 
 
@@ -95,11 +99,15 @@ class _Computed(NamedTuple):
 class Leader:
     """Computes, with a lease or without.
 
-    Concurrency: keeps nothing between calls.
+    Concurrency: keeps nothing between calls but the names of those keys whose commits nobody has waited for.
+
+    Attributes:
+        unsettled: These keys: what became of them is told, and L1 has them, when the answer is read.
     """
 
     def __init__(self, l1: LocalTier, clock: Clock, events: Events, inside: Inside) -> None:
         self._l1, self._clock, self._events, self._inside = l1, clock, events, inside
+        self.unsettled: set[str] = set()
 
     def lead(
         self, call: Call, compute: Compute, lease: Lease, store: Store, keeper: Renewer, terms: Terms
@@ -109,7 +117,7 @@ class Leader:
         The body's exception passes through unchanged. The lease ends with it: handed over to the task id that tries
         again, or free; then the followers share the exception, or the next in line leads.
 
-        Costs: 1 round trip after the body.
+        Costs: 1 round trip after the body; none if that took a moment and the terms do not wait for the store.
         """
         began = self._clock.monotonic()
         outcome: int | None = None
@@ -120,6 +128,8 @@ class Leader:
             sent = self._clock.monotonic()
             if not computed.storable and computed.body is not None:
                 leave = Leave(computed.body, False, lease.request.lease_ttl, lease.since)
+            elif computed.body is not None and self._commit_later(call, computed, lease, store, terms):
+                outcome = SENT
             elif computed.body is not None:
                 outcome = self._commit(call, computed, lease, store, terms.refresh)
         except BaseException as error:
@@ -134,8 +144,7 @@ class Leader:
         copy = _copier(call, computed.body)
         if outcome != STORED or copy is None:
             return computed.value, Landing(copy, began, seconds=computed.times.compute_seconds)
-        stamp = lease.stamp if computed.tags == call.tags else None  # the script alone knows that of result tags
-        self.keep(call, computed.read_again, computed.tags, computed.times, lease.mark, stamp)
+        self._keep(call, computed, lease)
         return computed.value, Landing(copy, sent, seconds=computed.times.compute_seconds)
 
     def alone(self, call: Call, compute: Compute, mark: Mark | None, terms: Terms) -> tuple[object, Landing]:
@@ -163,7 +172,7 @@ class Leader:
         ttl = min(policy.l1_ttl, times.fresh_until - now)
         if policy.refresh_ahead is not None:
             ttl = min(ttl, refresh_ahead_at(times, policy.refresh_ahead) - now)
-        if not (policy.l1 and ttl > 0 and self._l1.trusted()):
+        if not policy.l1 or ttl <= 0:
             return False
         names = (*tags, key_tag(call.digest))
         return self._l1.put(
@@ -259,26 +268,66 @@ class Leader:
             return None
         return ttl if 0 < ttl < float("inf") else None
 
+    def _keep(self, call: Call, computed: _Computed, lease: Lease) -> None:
+        """Puts what was stored into L1, too."""
+        stamp = lease.stamp if computed.tags == call.tags else None  # the script alone knows that of result tags
+        self.keep(call, computed.read_again, computed.tags, computed.times, lease.mark, stamp)
+
     def _commit(self, call: Call, computed: _Computed, lease: Lease, store: Store, announce: bool) -> int | None:
         """What the store answered; ``None`` if it could not be asked."""
-        request, names = lease.request, computed.tags[len(call.tags) :]
+        names = computed.tags[len(call.tags) :]
         result = ResultTags(names, lease.since) if names and lease.since is not None else None
-        body, hard_ttl = computed.body or b"", computed.times.expires_at - computed.times.computed_at
-        if hard_ttl + request.lease_ttl > request.keep_for:  # a ttl_from longer than the task's
-            request = request._replace(keep_for=hard_ttl + request.lease_ttl)
+        request, body, hard_ttl = _to_store(computed, lease)
         try:
             outcome = store.commit(request, body, hard_ttl, announce=announce, result=result)
         except TierUnavailable as error:
             self._events.emit(Event.FAILED_OPEN, call.memo.task, step="commit", error=str(error))
             return None
+        if outcome == STORED and call.memo.tagging is not None:
+            call.memo.tagging.seen.learn(call.digest, names)
+        self._tell(call, outcome, len(body))
+        return outcome
+
+    def _commit_later(self, call: Call, computed: _Computed, lease: Lease, store: Store, terms: Terms) -> bool:
+        """Sends the value of a quick body, and leaves the answer to whoever reads it; false if that cannot be done.
+
+        A slow body's is worth the wait: what it has computed is not to be lost with a connection that has died.
+        """
+        quick = computed.times.compute_seconds < QUICK and not terms.refresh
+        if terms.waits_for_store or not quick or call.memo.tagging is not None or call.memo.outlet is not None:
+            return False
+
+        def settled(outcome: int | None) -> None:
+            if outcome is None:
+                self._events.emit(Event.FAILED_OPEN, call.memo.task, step="commit", error="no answer")
+            else:
+                self._tell(call, outcome, len(body))
+            if outcome == STORED:
+                self._keep(call, computed, lease)
+            self.unsettled.discard(call.digest)
+
+        request, body, hard_ttl = _to_store(computed, lease)
+        self.unsettled.add(call.digest)
+        sent = store.commit_later(request, body, hard_ttl, settled)
+        if not sent:
+            self.unsettled.discard(call.digest)
+        return sent
+
+    def _tell(self, call: Call, outcome: int, size: int) -> None:
+        """What a commit has come to."""
         if outcome == STORED:
-            if call.memo.tagging is not None:
-                call.memo.tagging.seen.learn(call.digest, names)
-            self._events.emit(Event.STORED, call.memo.task, key=call.digest, size=len(body))
+            self._events.emit(Event.STORED, call.memo.task, key=call.digest, size=size)
         else:
             reason = _REFUSED.get(outcome, "no room")
             self._events.emit(Event.REFUSED, call.memo.task, key=call.digest, reason=reason)
-        return outcome
+
+
+def _to_store(computed: _Computed, lease: Lease) -> tuple[LeaseRequest, bytes, float]:
+    """What a commit takes: the request, the body, and the hard TTL."""
+    request, hard_ttl = lease.request, computed.times.expires_at - computed.times.computed_at
+    if hard_ttl + request.lease_ttl > request.keep_for:  # a ttl_from longer than the task's
+        request = request._replace(keep_for=hard_ttl + request.lease_ttl)
+    return request, computed.body or b"", hard_ttl
 
 
 def _copier(call: Call, body: bytes | None) -> Callable[[], object] | None:

@@ -60,7 +60,8 @@ class Memoized:
             self.policy.publish_hits and not self.policy.invalidates and not _overrides(task, HANDLERS)
         )
         # What runs in a worker's main process is ours and Celery's: a task with code of its own there goes to the pool.
-        self.answers_in_main = not (_overrides(task, HANDLERS) or getattr(task, "calls_itself", False))
+        self.calls_itself: bool = getattr(task, "calls_itself", False)
+        self.answers_in_main = not (_overrides(task, HANDLERS) or self.calls_itself)
         self.fails_in_main = self.answers_in_main and not _overrides(task, ("on_failure", "on_retry"))
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
@@ -132,6 +133,10 @@ class Memoized:
         except TypeError:
             pass  # the arguments do not fit: the body's own TypeError is Celery's to show
         return None
+
+    def seated_call(self, digest: str, tags: tuple[str, ...]) -> Call:
+        """The call whose key and tags the worker's main process has derived from the message."""
+        return Call(self.memo, digest, lambda: tags)
 
     def quiet_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
         """The call with its tags; ``None`` if it runs uncached. Whoever runs it counts and says so, not this method."""

@@ -179,6 +179,21 @@ class Store(Protocol):
                 invalidated since, or if the log does not tell.
         """
 
+    def commit_later(
+        self, request: LeaseRequest, body: bytes, hard_ttl: float, settled: Callable[[int | None], None]
+    ) -> bool:
+        """The same without waiting for the answer; false if that cannot be done now, and nothing was sent.
+
+        Args:
+            settled: Called once with the answer, ``None`` if that is not known, by the next method of the store that
+                reads from the same connection, in its thread. The lease may be held for its TTL where it is ``None``.
+
+        Costs: no round trip.
+        """
+
+    def settle(self) -> None:
+        """Reads the answers that nobody has waited for. Costs: no round trip."""
+
     def release(self, digest: str, token: str, leave: Leave | None = None) -> bool:
         """Frees the lease if the token holds it, and wakes the waiters. Costs: 1 round trip.
 

@@ -25,12 +25,15 @@ class Seat(NamedTuple):
         take_over: Token of the leader that has been waited for long enough.
         waits_for: Token of the leader that it has waited for.
         holds: The main process holds it if it would have to wait: it need not block.
+        digest, tags: Key and tags of the call, as the main process has derived them; empty where nobody has.
     """
 
     nonce: str
     take_over: str = ""
     waits_for: str = ""
     holds: bool = True
+    digest: str = ""
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

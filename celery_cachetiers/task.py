@@ -86,7 +86,11 @@ class CachedTaskMixin(OnCommitMixin):
         if isinstance(seat, Answer):
             return seat.copy() if seat.copy is not None else self._fail(args, kwargs, cast(Any, seat.error)())
         mode = _mode_of(request) if request is not None else "use"
-        call = memoized.call_or_none(*self._dumped(args, kwargs)) if mode != "bypass" else None
+        call: Call | None = None
+        if seat is not None and seat.digest and not memoized.calls_itself:  # else the arguments may be others by now
+            call = memoized.seated_call(seat.digest, seat.tags)
+        elif mode != "bypass":
+            call = memoized.call_or_none(*self._dumped(args, kwargs))
         if call is None:
             return self._uncached(mode, args, kwargs)
         cache = memoized.cache
@@ -101,7 +105,7 @@ class CachedTaskMixin(OnCommitMixin):
         compute = partial(super().__call__, *args, **kwargs)  # type: ignore[misc]
         if memoized.outlet is not None:
             compute = partial(self._run, args, kwargs, call)
-        seat = seat if isinstance(seat, Seat) else BENCH
+        seat = seat or BENCH
         terms = Terms(
             claim=(request.id or "") if request is not None else "",
             looked=mode == REVALIDATE or _has_looked(request, call),
@@ -110,6 +114,7 @@ class CachedTaskMixin(OnCommitMixin):
             take_over=seat.take_over,
             waits_for=seat.waits_for,
             may_block=not seat.holds and mode != REVALIDATE,
+            waits_for_store=not seat.holds,
             counts=mode != REVALIDATE,
             fail=partial(self._fail, args, kwargs),
         )
@@ -287,10 +292,11 @@ def _own_request(task: Any) -> Context | None:
     stack = task.request_stack
     if stack is None or _is_idle(stack):  # None: another thread is binding the task just now
         return None
-    request: Any = stack.top
-    if request is None or request.called_directly or request._protected or len(stack) != 1:
+    requests = stack.stack
+    if len(requests) != 1:
         return None
-    return request  # type: ignore[no-any-return]  # the stubs do not know _protected
+    request: Any = requests[0]
+    return None if request.called_directly or request._protected else request
 
 
 def _is_idle(stack: Any) -> bool:

@@ -277,7 +277,8 @@ class WaitingRoom(bootsteps.StartStopStep):
         request = guest.request
         self._release(guest)
         holds = bool(request.task.acks_late)  # else the message is acknowledged when the pool begins with it
-        give_seat(request, Seat(guest.nonce, take_over, guest.waits_for, holds))
+        call = guest.call
+        give_seat(request, Seat(guest.nonce, take_over, guest.waits_for, holds, call.digest, call.tags))
         request.on_success = partial(self._on_success, guest)
         request.on_failure = partial(self._on_failure, guest)
         request.on_timeout = partial(self._on_timeout, guest)

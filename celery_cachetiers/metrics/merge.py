@@ -57,14 +57,16 @@ class Merger:
         start: Starts a daemon thread; ``None`` if it could not.
         seconds: Between two merges at most.
         hot: Takes the keys that were asked for most since it was called last.
+        before: Called ahead of each merge, for what is still to be counted; it must not raise.
     """
 
     def __init__(
         self, counters: Counters, store: Callable[[], StatsStore | None],
         start: Callable[[str, Callable[[], None]], threading.Thread | None], seconds: float = MERGE_SECONDS,
-        hot: Callable[[], Mapping[HotKey, int]] = dict,
+        hot: Callable[[], Mapping[HotKey, int]] = dict, before: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._counters, self._store, self._start, self._seconds, self._hot = counters, store, start, seconds, hot
+        self._before = before
         self.reset_after_fork()
 
     def reset_after_fork(self) -> None:
@@ -108,6 +110,7 @@ class Merger:
 
         Costs: nothing where nothing has changed, else 1 round trip; 2 after one that was not answered.
         """
+        self._before()
         if not self._lock.acquire(timeout=PATIENCE):
             return False
         try:

@@ -16,8 +16,8 @@ from celery_cachetiers.ports import LeaseAnswer, LeaseRequest, Leave, Put, Resul
 T = TypeVar("T")
 
 METHODS: Final = (
-    "read", "versions", "confirms", "lease", "commit", "release", "hand_over", "renew", "put", "put_all", "fence",
-    "invalidate", "inspect",
+    "read", "versions", "confirms", "lease", "commit", "commit_later", "release", "hand_over", "renew", "put",
+    "put_all", "fence", "invalidate", "inspect",
 )  # fmt: skip
 
 
@@ -125,6 +125,25 @@ class FaultyStore:
         """As the store's, or a fault."""
         act = partial(self._store.commit, request, body, hard_ttl, announce=announce, result=result)
         return self._through("commit", act)
+
+    def commit_later(
+        self, request: LeaseRequest, body: bytes, hard_ttl: float, settled: Callable[[int | None], None]
+    ) -> bool:
+        """As the store's; a fault is an answer that is not known."""
+
+        def act() -> bool:
+            told = (lambda outcome: None) if "commit_later" in self._after else settled
+            return self._store.commit_later(request, body, hard_ttl, told)
+
+        try:
+            return self._through("commit_later", act)
+        except TierUnavailable:
+            settled(None)
+            return True
+
+    def settle(self) -> None:
+        """Always works."""
+        self._store.settle()
 
     def release(self, digest: str, token: str, leave: Leave | None = None) -> bool:
         """As the store's, or a fault."""

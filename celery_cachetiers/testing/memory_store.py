@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 from celery_cachetiers.clock import Clock
@@ -159,6 +161,7 @@ class MemoryStore:
     def __init__(self, clock: Clock, *, beside: MemoryStore | None = None) -> None:
         self.shared: Shared = Shared(clock) if beside is None else beside.shared
         self.inbox = os.urandom(8).hex()
+        self._unread: deque[Callable[[], None]] = deque()
 
     def attach(self, listener: Listener) -> None:
         """Announcements of the others and this process' wake-ups go to the listener from now on."""
@@ -172,6 +175,7 @@ class MemoryStore:
 
     def read(self, digest: str, tags: tuple[str, ...], guess: tuple[str, ...] | None = None) -> RawEntry | None:
         """The entry under a key if its stamp is current, else ``None``."""
+        self.settle()
         with self.shared.lock:
             data = self.shared.entries.get(digest)
             return self._valid(data, tags, more=guess is not None) if data is not None else None
@@ -190,6 +194,7 @@ class MemoryStore:
 
     def lease(self, request: LeaseRequest) -> LeaseAnswer:
         """Looks again, then leads or registers to wait."""
+        self.settle()
         with self.shared.lock:
             lease, stamp = self.shared.leases.get(request.digest), self.versions(request.tags)
             handed = lease is not None and lease.handed and request.claim == lease.token
@@ -229,6 +234,18 @@ class MemoryStore:
             messages += self._announcement([key_tag(digest)])
         _deliver(messages)
         return STORED if current else OUT_OF_DATE
+
+    def commit_later(
+        self, request: LeaseRequest, body: bytes, hard_ttl: float, settled: Callable[[int | None], None]
+    ) -> bool:
+        """The same; its answer is told by `settle`, by the next read, and by the next lease that is asked for."""
+        self._unread.append(partial(settled, self.commit(request, body, hard_ttl)))
+        return True
+
+    def settle(self) -> None:
+        """Tells the answers that nobody has waited for."""
+        while self._unread:
+            self._unread.popleft()()
 
     def release(self, digest: str, token: str, leave: Leave | None = None) -> bool:
         """Frees the lease if the token holds it, and wakes the waiters."""

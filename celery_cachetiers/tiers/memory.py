@@ -198,12 +198,14 @@ class MemoryTier:
             mark: Taken before the value was read or its compute started.
             tally: Where it counts if it has to go for want of room.
         """
+        now = self._monotonic()
+        if now >= self.trusted_until:
+            return False
         kept = copier(value, copy=copy)
         if kept is None or kept[1] + OVERHEAD > self._max_bytes:
             self.discard(digest)  # an older value must not outlive the newer one that cannot be kept
             return False
         slots = slots_of(names)
-        now = self._monotonic()
         seconds = times.compute_seconds if times is not None else 0.0
         resident = Resident(
             kept[0], kept[1] + OVERHEAD, now + ttl, mark.sequence, slots, stamp, Heat(digest, names),

@@ -9,7 +9,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
+
+from redis.exceptions import NoScriptError, ResponseError
 
 from celery_cachetiers.client import Argument, Build, Command, RedisClient, Script, Step, was_answered
 from celery_cachetiers.entry import (
@@ -65,7 +69,7 @@ def announcement(sender: str, names: Sequence[str]) -> str:
 class RedisStore:
     """Entries, leases and tag versions on one Redis server.
 
-    Concurrency: holds no state of its own; thread- and fork-safe as its client is.
+    Concurrency: holds no state of its own that matters; thread- and fork-safe as its client is.
 
     Args:
         inbox: Name of this process' channel; a function, as a forked child has another.
@@ -80,6 +84,7 @@ class RedisStore:
         unusable: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self._client, self._layout, self._inbox, self._unusable = client, layout, inbox, unusable
+        self._commits_since = -1  # as many loads of scripts as there had been at the last commit that was waited for
 
     def read(self, digest: str, tags: tuple[str, ...], guess: tuple[str, ...] | None = None) -> RawEntry | None:
         raw, nonces = self._read(digest, tags + (guess or ()))
@@ -159,6 +164,18 @@ class RedisStore:
         announce: bool = False,
         result: ResultTags | None = None,
     ) -> int:
+        outcome = int(self._client.run(_COMMIT, self._committing(request, body, hard_ttl, announce, result)))
+        self._commits_since = self._client.loads
+        return outcome
+
+    def _committing(
+        self,
+        request: LeaseRequest,
+        body: bytes,
+        hard_ttl: float,
+        announce: bool = False,
+        result: ResultTags | None = None,
+    ) -> Build:
         digest = request.digest
         args: list[Argument] = [
             request.token,
@@ -174,7 +191,32 @@ class RedisStore:
         if result is not None:
             names, since = result.names, result.since
             args += [len(request.tags), since.epoch, since.count, os.urandom(NONCE * len(names)), *names]
-        return int(self._client.run(_COMMIT, self._script(_COMMIT, digest, request.tags, args, more=names)))
+        return self._script(_COMMIT, digest, request.tags, args, more=names)
+
+    def commit_later(
+        self, request: LeaseRequest, body: bytes, hard_ttl: float, settled: Callable[[int | None], None]
+    ) -> bool:
+        if self._commits_since != self._client.loads:  # the script may have to be loaded, with the lease held meanwhile
+            return False
+        build = self._committing(request, body, hard_ttl)
+        return self._client.send(build, partial(self._committed, request, body, hard_ttl, settled))
+
+    def _committed(
+        self, request: LeaseRequest, body: bytes, hard_ttl: float, settled: Callable[[int | None], None], answer: Any
+    ) -> None:
+        """What a commit that nobody has waited for has come to."""
+        if type(answer) is int:
+            return settled(answer)
+        outcome = None
+        with suppress(TierUnavailable):
+            if isinstance(answer, NoScriptError):
+                outcome = self.commit(request, body, hard_ttl)
+            elif isinstance(answer, ResponseError):
+                self.release(request.digest, request.token)
+        return settled(outcome)
+
+    def settle(self) -> None:
+        self._client.settle()
 
     def release(self, digest: str, token: str, leave: Leave | None = None) -> bool:
         keys = (self._layout.lease(digest), self._layout.waiters(digest), self._layout.left(digest))

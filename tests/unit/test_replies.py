@@ -253,6 +253,7 @@ class Connection:
     """One that a server of ours answers on."""
 
     run_id = "r"
+    taken: Any = None
 
     def __init__(self, *pieces: bytes) -> None:
         self.replies = replies(*pieces)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from celery import Celery
 from celery.app.task import Context
 from celery.exceptions import Ignore
 from kombu.utils.json import dumps, loads
 
+from celery_cachetiers import CachedTask, CacheTiers
+from celery_cachetiers.entry import MISSING
 from celery_cachetiers.seat import Answer, GivenBack, Seat, give_seat, seat_of
+from tests.unit.bodies import never
 
-SEAT = Seat("nonce", take_over="a:1", waits_for="b:2", holds=False)
+SEAT = Seat("nonce", take_over="a:1", waits_for="b:2", holds=False, digest="0" * 32, tags=("@all", "user:1"))
 
 
 class SeatOfAnother(NamedTuple):
@@ -21,6 +27,8 @@ class SeatOfAnother(NamedTuple):
     take_over: str = ""
     waits_for: str = ""
     holds: bool = True
+    digest: str = ""
+    tags: tuple[str, ...] = ()
 
 
 def worker_request(properties: dict[str, Any] | None) -> SimpleNamespace:
@@ -113,3 +121,65 @@ def test_a_retry_does_not_carry_the_seat_of_its_attempt() -> None:
     sent_again = Context(request.request_dict).as_execution_options()
 
     assert SEAT.nonce not in repr(sent_again)
+
+
+# -- key and tags that the main process has derived -------------------------------------------------------------------
+
+
+@contextmanager
+def seated(task: Any, args: tuple[Any, ...], seat: Seat) -> Iterator[None]:
+    """While a worker's slot runs the task's request."""
+    request = worker_request(None)
+    give_seat(request, seat)
+    context = Context({**request.request_dict, "args": args, "kwargs": {}, "called_directly": False})
+    task.request_stack.push(context)
+    try:
+        yield
+    finally:
+        task.request_stack.pop()
+
+
+def key_and_tags(task: Any, *args: Any) -> Seat:
+    call = task.memoized.call(args, {})
+    return Seat("nonce", digest=call.digest, tags=call.tags)
+
+
+def app_with(base: type[Any]) -> Any:
+    app = Celery("seats", broker="memory://", set_as_current=False)
+
+    @app.task(base=base, ttl=60, tags=["double:{number}"], shared=False)
+    def double(number: int) -> int:
+        return 2 * number
+
+    return double
+
+
+def test_a_slot_takes_key_and_tags_from_the_seat(monkeypatch: pytest.MonkeyPatch) -> None:
+    double = app_with(CachedTask)
+    seat = key_and_tags(double, 4)
+    with monkeypatch.context() as patch, seated(double, (4,), seat):
+        patch.setattr(type(double.memoized), "call", never)
+        assert double(4) == 8
+
+    assert double.cache.get(4) == 8
+    CacheTiers(double.app).cache.invalidate(["double:4"])
+    assert double.cache.get(4) is MISSING
+
+
+class Another(CachedTask):
+    """Calls its body with another argument than the message has."""
+
+    abstract = True
+
+    def __call__(self, number: int) -> Any:
+        return super().__call__(number + 1)
+
+
+def test_a_task_that_calls_itself_with_other_arguments_has_their_key() -> None:
+    double = app_with(Another)
+    with seated(double, (4,), key_and_tags(double, 4)):
+        assert double(4) == 10
+
+    assert double.cache.key(5) != double.cache.key(4)
+    assert double.cache.get(5) == 10
+    assert double.cache.get(4) is MISSING

@@ -605,6 +605,31 @@ class StoreConformance:
 
         assert isinstance(store.theirs.lease(store.request(key, now=None)), Leading)
 
+    def test_a_commit_that_nobody_waits_for_stores_and_frees_the_lease(self, store: StoreUnderTest) -> None:
+        key, told = digest(), list[int | None]()
+        store.store(key)  # a store may have to have seen a commit before
+        leader = store.lead(key, now=None)
+        assert store.ours.commit_later(leader, store.body(b'"later"'), TTL, told.append)
+        store.ours.settle()
+        store.ours.settle()
+
+        assert told == [STORED]
+        assert payload_of(store.theirs.read(key, TAGS)) == b'"later"'
+        assert isinstance(store.theirs.lease(store.request(key, now=None)), Leading)
+
+    def test_the_next_answer_brings_that_of_a_commit_that_nobody_has_waited_for(self, store: StoreUnderTest) -> None:
+        told = list[int | None]()
+        store.store(digest())  # a store may have to have seen a commit before
+        first, second = store.lead(digest()), store.lead(digest())
+        store.theirs.invalidate([TAGS[-1]])
+        assert store.ours.commit_later(first, store.body(), TTL, told.append)
+        store.ours.read(digest(), TAGS)
+        assert told == [OUT_OF_DATE]
+        assert store.ours.commit_later(second, store.body(), TTL, told.append)
+        store.lead(digest())
+
+        assert told == [OUT_OF_DATE, OUT_OF_DATE]
+
     def test_a_commit_without_the_lease_stores_nothing_and_frees_nothing(self, store: StoreUnderTest) -> None:
         key = digest()
         leader, stranger = store.lead(key), store.request(key)
